@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torchvision
+from nets import classifier_of, conv_net, random_input, seeded
+from torch import nn
+
+from xai_cli import load_classifier
+from xai_cli.classifiers.layers import FeatureLayer, captured
+
+# (layer, layout, grid, prefix tokens) of one small net of each kind of layout.
+EXPECTED = {
+    "builtin/scenes-cnn": ("layer4.0", "channels-first", (8, 8), 0),
+    "torchvision/resnet18": ("layer4.1", "channels-first", (7, 7), 0),
+    "torchvision/squeezenet1_1": ("features.12", "channels-first", (13, 13), 0),
+    "torchvision/mobilenet_v3_small": ("features.12", "channels-first", (7, 7), 0),
+    "timm/convnext_atto": ("stages.3.blocks.1", "channels-first", (7, 7), 0),
+    "timm/densenet121": ("features.norm5", "channels-first", (7, 7), 0),
+    "timm/vit_tiny_patch16_224": ("blocks.11.norm1", "tokens", (14, 14), 1),
+    "timm/vit_base_patch32_clip_224": ("blocks.11.norm1", "tokens", (7, 7), 1),
+    "timm/deit_tiny_distilled_patch16_224": ("blocks.11.norm1", "tokens", (14, 14), 2),
+    "timm/swin_tiny_patch4_window7_224": ("norm", "channels-last", (7, 7), 0),
+}
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_finds_the_layer_and_its_grid(name):
+    classifier = load_classifier(name, pretrained="builtin" in name)
+    found = classifier.feature_layer()
+    layer, layout, grid, prefix = EXPECTED[name]
+    assert (found.name, found.layout, (found.height, found.width), found.prefix) == (layer, layout, grid, prefix)
+
+
+def test_finds_the_layer_of_torchvisions_transformer():
+    module = seeded(lambda: torchvision.models.vit_b_32())
+    nn.init.normal_(module.heads.head.weight)  # it begins at zero, and nothing would reach the scores
+    found = load_classifier(module).feature_layer()
+    assert found == FeatureLayer("encoder.layers.encoder_layer_11.ln_1", "tokens", 7, 7, prefix=1)
+
+
+def test_reads_tokens_and_channels_last_as_a_grid():
+    tokens = torch.arange(2 * 7 * 5).reshape(2, 7, 5)
+    grid = FeatureLayer("x", "tokens", height=2, width=3, prefix=1).grid(tokens)
+    assert grid.shape == (2, 5, 2, 3)
+    assert grid[1, 4, 1, 2] == tokens[1, 6, 4]
+    assert grid[0, 0, 0, 0] == tokens[0, 1, 0]
+    last = torch.arange(2 * 2 * 3 * 5).reshape(2, 2, 3, 5)
+    assert FeatureLayer("x", "channels-last", 2, 3).grid(last)[1, 4, 1, 2] == last[1, 1, 2, 4]
+
+
+def test_keeps_an_activation_from_in_place_operations_behind_it():
+    net = seeded(lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(144, 3)))
+    net = net.double().requires_grad_(False)
+    inputs = random_input()
+    expected = net[0](inputs).clone()
+    with captured(net, ("0",)) as outputs:
+        scores = net(inputs)
+    assert torch.equal(outputs["0"].detach(), expected)
+    assert torch.autograd.grad(scores.sum(), outputs["0"])[0].shape == expected.shape
+
+
+def test_never_takes_a_layer_behind_the_last_attention():
+    classifier = load_classifier("timm/vit_tiny_patch16_224", pretrained=False)
+    name = classifier.feature_layer().name
+    with captured(classifier.module, (name, "blocks.11.norm2")) as outputs:
+        score = classifier.eager_logits(classifier.example())[:, 0].sum()
+    early, late = torch.autograd.grad(score, [outputs[name], outputs["blocks.11.norm2"]])
+    assert (early[:, 1:] != 0).all(dim=2).all()
+    assert (late[:, 1:] == 0).all()
+
+
+def test_says_so_when_no_layer_keeps_positions():
+    net = seeded(lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 16), nn.ReLU(), nn.Linear(16, 3)))
+    with pytest.raises(LookupError, match="no layer of this model keeps a grid of positions"):
+        classifier_of(net).feature_layer()
+
+
+def test_says_so_when_a_layer_takes_no_part():
+    net = conv_net()
+    net.idle = nn.Conv2d(3, 3, 1)
+    net.forward = lambda x: nn.Sequential(*list(net)[:-1])(x)
+    with pytest.raises(ValueError, match="layer 'idle' takes no part in the forward pass"):
+        classifier_of(net).feature_layer("idle")

@@ -1,0 +1,269 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import timm
+import torch
+import torchvision
+from helpers import assert_close
+from nets import conv_net, seeded
+from torch import nn
+
+from xai_cli import attribute, find_method, load_classifier
+from xai_cli.classifiers.classifier import output_tensor
+
+# One net per way of being built: plain, activation in the norm, squeeze-excite, same-padding, dense, split, attention.
+NETS = (
+    "timm/resnet18",
+    "timm/efficientnet_b0",
+    "timm/tf_mobilenetv3_small_minimal_100",
+    "timm/densenet121",
+    "timm/regnetx_002",
+    "timm/resnest14d",
+    "timm/repvgg_a0",
+    "timm/levit_128s",
+    "timm/vit_tiny_patch16_224",
+    "timm/swin_tiny_patch4_window7_224",
+    "torchvision/resnet18",
+    "torchvision/vgg11_bn",
+    "torchvision/densenet121",
+    "torchvision/shufflenet_v2_x0_5",
+    "torchvision/googlenet",
+)
+
+
+def bare(name):
+    """The module as its library makes it, with norms that a careless folding could not survive."""
+    library, architecture = name.split("/")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        if library == "timm":
+            module = timm.create_model(architecture)
+        else:
+            module = torchvision.models.get_model(architecture, weights=None)
+        for layer in module.modules():
+            if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+                layer.running_mean.uniform_(-0.1, 0.1)
+                layer.running_var.uniform_(0.5, 1.5)
+    return module.eval()
+
+
+@pytest.mark.filterwarnings("ignore:The default weight initialization")
+@pytest.mark.parametrize("name", NETS)
+def test_folding_and_layout_leave_the_logits_equal(name):
+    module = bare(name)
+    classifier = load_classifier(module)
+    inputs = torch.randn(2, *classifier.example().shape[1:], generator=torch.Generator().manual_seed(4))
+    with torch.no_grad():
+        expected = module(inputs)
+        assert_close(classifier.logits(inputs), expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
+
+
+def norms_in(module):
+    return sum(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in module.modules())
+
+
+@pytest.mark.parametrize(
+    ("name", "left"), [("timm/resnet18", 0), ("timm/efficientnet_b0", 0), ("torchvision/vgg11_bn", 0)]
+)
+def test_folds_every_norm_that_follows_a_convolution(name, left):
+    classifier = load_classifier(name, pretrained=False)
+    assert norms_in(classifier.module) == left
+    kernel = next(parameter for parameter in classifier.module.parameters() if parameter.ndim == 4)
+    assert kernel.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_module_of_yours_is_copied_and_never_changed():
+    module = bare("timm/resnet18")
+    before = {key: tensor.clone() for key, tensor in module.state_dict().items()}
+    classifier = load_classifier(module)
+    assert classifier.name == "ResNet"
+    assert norms_in(module) == 20
+    assert all(torch.equal(tensor, before[key]) for key, tensor in module.state_dict().items())
+    assert all(parameter.requires_grad for parameter in module.parameters())
+
+
+def test_a_net_that_says_nothing_of_its_preprocessing_gets_imagenets_and_a_note():
+    classifier = load_classifier(conv_net(), input_size=(32, 32))
+    assert classifier.preprocessing.mean == (0.485, 0.456, 0.406)
+    assert "the model says nothing of its preprocessing" in classifier.notes[0]
+
+
+def test_a_softmax_at_the_end_is_noted():
+    net = nn.Sequential(conv_net(), nn.Softmax(dim=1))
+    assert any("seems to end in a softmax" in note for note in load_classifier(net).notes)
+
+
+def test_random_weights_are_the_same_each_time():
+    first, second = (load_classifier("timm/mobilenetv3_small_050", pretrained=False) for _ in range(2))
+    assert first.digest == second.digest
+
+
+def test_the_compiled_model_is_used_wherever_no_layer_is_looked_at():
+    plain = load_classifier(conv_net(), input_size=(32, 32))
+    calls = []
+    compiled = torch.compile(plain.module, backend=lambda graph, _: calls.append(1) or graph.forward)
+    classifier = replace(plain, compiled=compiled)
+    inputs = classifier.example()
+    for method in ("saliency", "gradcam"):
+        expected = attribute(plain, inputs, find_method(method)()).relevance
+        assert_close(attribute(classifier, inputs, find_method(method)()).relevance, expected, rtol=1e-5, atol=1e-8)
+        assert calls == [1]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_keeps_scores_and_gradients(dtype):
+    whole, half = load_classifier("builtin/scenes-cnn"), load_classifier("builtin/scenes-cnn", dtype=dtype)
+    inputs = whole.example().requires_grad_()
+    expected = torch.autograd.grad(whole.logits(inputs)[:, 0].sum(), inputs)[0]
+    logits = half.logits(inputs)
+    assert logits.dtype == torch.float32
+    gradient = half.gradient(logits[:, 0], [inputs])[0]
+    assert gradient.dtype == torch.float32
+    similarity = torch.cosine_similarity(gradient.flatten(), expected.flatten(), dim=0)
+    assert similarity > (0.98 if dtype == "bfloat16" else 0.999)
+
+
+def test_preprocessing_can_be_overridden_field_by_field():
+    own = load_classifier("timm/resnet18", pretrained=False).preprocessing
+    assert (own.size, own.resize, own.interpolation) == ((224, 224), 235, "bicubic")
+    larger = load_classifier("timm/resnet18", pretrained=False, input_size=(448, 448)).preprocessing
+    assert (larger.size, larger.resize) == ((448, 448), 470)
+    options = {
+        "resize": 300,
+        "interpolation": "bilinear",
+        "crop_mode": "squash",
+        "mean": (0.1, 0.2, 0.3),
+        "std": (1.0, 1.0, 2.0),
+    }
+    changed = load_classifier("timm/resnet18", pretrained=False, **options).preprocessing
+    assert {name: getattr(changed, name) for name in options} == options
+
+
+def test_a_transformer_takes_another_input_size():
+    classifier = load_classifier("timm/vit_tiny_patch16_224", pretrained=False, input_size=(160, 160))
+    assert classifier.feature_layer().height == 10
+
+
+def test_labels_are_imagenets_a_files_or_the_indices(tmp_path):
+    imagenet = load_classifier("timm/mobilenetv3_small_050", pretrained=False).labels
+    assert imagenet[281] == "tabby, tabby cat"
+    assert load_classifier(conv_net()).labels == ("0", "1", "2")
+    (tmp_path / "names.txt").write_text("ant\nbee\ncat\n")
+    (tmp_path / "names.json").write_text('{"1": "bee", "0": "ant", "2": "cat"}')
+    for file in ("names.txt", "names.json"):
+        assert load_classifier(conv_net(), labels=tmp_path / file).labels == ("ant", "bee", "cat")
+
+
+def test_normalises_as_the_model_was_trained():
+    classifier = load_classifier("builtin/scenes-cnn")
+    pixels = torch.randint(0, 256, (2, 128, 128, 3), generator=torch.Generator().manual_seed(5), dtype=torch.uint8)
+    transform = torchvision.transforms.Normalize(classifier.preprocessing.mean, classifier.preprocessing.std)
+    expected = transform(pixels.permute(0, 3, 1, 2).float() / 255)
+    assert torch.equal(classifier.prepare(list(pixels.numpy())), expected)
+
+
+def test_the_output_of_any_usual_model_is_understood():
+    logits = torch.zeros(2, 3)
+    holder = type("ModelOutput", (), {"logits": logits})()
+    for output in (logits, (logits, None), {"logits": logits}, holder):
+        assert output_tensor(output) is logits
+    with pytest.raises(ValueError, match="must return a tensor of class scores"):
+        output_tensor({"boxes": logits})
+
+
+class Segmenter(nn.Module):
+    def forward(self, x):
+        return x
+
+
+FAULTS = {
+    "unknown timm model": (
+        "timm/resnet51",
+        {},
+        LookupError,
+        "no timm model is named 'resnet51'; did you mean 'resnet5",
+    ),
+    "unknown tag": (
+        "timm/resnet18.a9_in1k",
+        {},
+        LookupError,
+        r"no weights of timm/resnet18 is named 'a9_in1k'; did you mean",
+    ),
+    "unknown torchvision model": ("torchvision/resnet_18", {}, LookupError, "did you mean 'resnet18'"),
+    "unknown torchvision weights": (
+        "torchvision/resnet18:IMAGENET1K_V9",
+        {},
+        LookupError,
+        "did you mean 'IMAGENET1K_V1'",
+    ),
+    "unknown embedded model": ("builtin/scene-cnn", {}, LookupError, "did you mean 'scenes-cnn'"),
+    "no library": ("resnet50", {}, LookupError, "--model expects timm/NAME, .* found 'resnet50'"),
+    "no such module": ("nowhere.nets:net", {}, LookupError, "'nowhere.nets' cannot be imported"),
+    "no such file": ("nowhere.py:net", {}, LookupError, "found nothing at nowhere.py"),
+    "backbone": ("timm/eva02_tiny_patch14_224", {"pretrained": False}, ValueError, "is a backbone without a head"),
+    "wrong size": (
+        "torchvision/alexnet",
+        {"pretrained": False, "input_size": (16, 16)},
+        ValueError,
+        "fails on an input of shape .* give the size it expects with --input-size",
+    ),
+    "no scores": (Segmenter(), {}, ValueError, r"must return class scores of shape \(1, K\), found \(1, 3, 224, 224\)"),
+    "device": ("builtin/scenes-cnn", {"device": "abacus"}, ValueError, "--device abacus cannot be used here"),
+    "option": (
+        "builtin/scenes-cnn",
+        {"dtype": "int8"},
+        ValueError,
+        "--dtype expects one of float32, bfloat16, float16",
+    ),
+    "few labels": (conv_net(), {"labels": "few"}, ValueError, "--labels expects 3 class names for this model, found 1"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_tells_in_one_sentence_what_cannot_be(fault, tmp_path):
+    model, options, error, message = FAULTS[fault]
+    if options.get("labels"):
+        (tmp_path / "few.txt").write_text("ant\n")
+        options = {"labels": tmp_path / "few.txt"}
+    with pytest.raises(error, match=message) as caught:
+        load_classifier(model, **options)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["timm/resnet18.a1_in1k", "torchvision/resnet18"])
+def test_weights_that_cannot_be_had_are_told_with_three_ways_on(name, monkeypatch):
+    def refuse(*_args, **_kwargs):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("timm.create_model", refuse)
+    monkeypatch.setattr("torchvision.models.get_model", refuse)
+    with pytest.raises(ValueError, match=r"neither in the cache.*copy them.*--checkpoint.*builtin/scenes-cnn"):
+        load_classifier(name)
+
+
+def test_code_of_yours_is_loaded_from_a_file(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\n"
+        "def net():\n    return nn.Sequential(nn.Conv2d(3, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())\n"
+        "def broken():\n    raise KeyError('weights')\n"
+        "def text():\n    return 'a net'\n"
+    )
+    assert load_classifier(f"{tmp_path}/mine.py:net").labels == ("0", "1")
+    with pytest.raises(ValueError, match="broken fails with KeyError: 'weights'"):
+        load_classifier(f"{tmp_path}/mine.py:broken")
+    with pytest.raises(ValueError, match=r"must be a torch\.nn.Module or a function that returns one"):
+        load_classifier(f"{tmp_path}/mine.py:text")
+    with pytest.raises(LookupError, match="did you mean 'net'"):
+        load_classifier(f"{tmp_path}/mine.py:nett")
+
+
+def test_a_checkpoint_replaces_the_librarys_weights_without_asking_for_them(tmp_path):
+    source = seeded(lambda: timm.create_model("mobilenetv3_small_050", num_classes=7), seed=9)
+    torch.save({"state_dict": source.state_dict()}, tmp_path / "mine.pth")
+    classifier = load_classifier("timm/mobilenetv3_small_050", checkpoint=tmp_path / "mine.pth", num_classes=7)
+    inputs = classifier.example()
+    with torch.no_grad():
+        expected = source.eval()(inputs)
+        assert_close(classifier.logits(inputs), expected, rtol=0, atol=1e-4 * float(expected.abs().max()))

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers import assert_close
+from nets import classifier_of, conv_net, random_input
+
+from xai_cli.engine.plain_pass import plain_pass, union
+from xai_cli.methods.contract import Needs
+from xai_cli.methods.gradcam import GradCam
+from xai_cli.methods.saliency import Saliency
+from xai_cli.targets import Target
+
+
+def counted(classifier, monkeypatch):
+    """The numbers of forward and of backward passes from here on."""
+    counts = {"forward": 0, "backward": 0}
+    forward, grad = classifier.module.forward, torch.autograd.grad
+
+    def counting_forward(x):
+        counts["forward"] += 1
+        return forward(x)
+
+    def counting_grad(*arguments, **options):
+        counts["backward"] += 1
+        return grad(*arguments, **options)
+
+    monkeypatch.setattr(classifier.module, "forward", counting_forward)
+    monkeypatch.setattr(torch.autograd, "grad", counting_grad)
+    return counts
+
+
+def test_all_methods_and_targets_share_one_forward_and_each_target_one_backward(monkeypatch):
+    classifier, inputs = classifier_of(conv_net()), random_input()
+    methods = [Saliency(), GradCam(layer="4"), GradCam(layer="1")]
+    needs = union(classifier, methods)
+    counts = counted(classifier, monkeypatch)
+    passed = plain_pass(classifier, inputs, needs)
+    for target, last in ((0, False), (2, True)):
+        evidence = passed.evidence([Target(target)] * 2, chunk=2, last=last)
+        for method in methods:
+            method.attribute(evidence)
+    assert counts == {"forward": 1, "backward": 2}
+
+
+def test_without_need_of_a_gradient_there_is_no_graph():
+    passed = plain_pass(classifier_of(conv_net()), random_input(), Needs())
+    assert not passed.logits.requires_grad
+
+
+def test_gradients_are_those_of_each_pictures_own_target():
+    classifier, inputs = classifier_of(conv_net()), random_input()
+    passed = plain_pass(classifier, inputs, Needs(input_gradient=True, layers=("3",)))
+    evidence = passed.evidence([Target(0), Target(2, against=None)], chunk=2)
+    for row, index in enumerate((0, 2)):
+        alone = inputs[row : row + 1].clone().requires_grad_()
+        expected = torch.autograd.grad(classifier.logits(alone)[0, index], alone)[0]
+        assert_close(evidence.input_gradient[row : row + 1], expected, rtol=1e-9, atol=1e-15)
+    assert_close(evidence.activations["3"], classifier.module[:4](inputs), rtol=0, atol=0)
+
+
+def test_padding_is_left_out():
+    classifier, inputs = classifier_of(conv_net()), random_input(4)
+    evidence = plain_pass(classifier, inputs, Needs(True, ("3",))).evidence([Target(1)] * 3, chunk=4)
+    lengths = (
+        evidence.inputs,
+        evidence.logits,
+        evidence.input_gradient,
+        evidence.activations["3"],
+        evidence.gradients["3"],
+    )
+    assert [len(each) for each in lengths] == [3] * 5
+
+
+def test_chunks_hold_every_pair_once_and_are_all_of_one_size():
+    evidence = plain_pass(classifier_of(conv_net()), random_input(3), Needs()).evidence([Target(0)] * 3, chunk=4)
+    pairs, sizes = [], set()
+    for rows, samples, real in evidence.chunks(5):
+        sizes.add(len(rows))
+        pairs += zip(rows[:real].tolist(), samples[:real].tolist(), strict=True)
+    assert pairs == [(row, sample) for row in range(3) for sample in range(5)]
+    assert sizes == {4}
+
+
+def test_an_unknown_layer_leaves_no_hook_behind():
+    classifier = classifier_of(conv_net())
+    with pytest.raises(LookupError, match="no layer is named '9'"):
+        plain_pass(classifier, random_input(), Needs(layers=("3", "9")))
+    assert not any(layer._forward_hooks for layer in classifier.module.modules())

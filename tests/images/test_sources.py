@@ -1,0 +1,238 @@
+"""Every name becomes one picture under one key, in a known order and only when asked for."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+from collections.abc import Iterator
+from hashlib import blake2b
+from itertools import islice
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from xai_cli.images.sources import EXTENSIONS, ImageRef, find_images
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def make(*names: str) -> None:
+    for name in names:
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).touch()
+
+
+def keys(*inputs: str, **options: object) -> list[str]:
+    return [found.key for found in find_images(inputs, **options)]  # type: ignore[arg-type]
+
+
+def suffixed(key: str, path: Path) -> str:
+    stem, extension = os.path.splitext(key)
+    return f"{stem}~{blake2b(os.fsencode(path), digest_size=4).hexdigest()}{extension}"
+
+
+def test_folders_are_searched_in_the_order_of_their_keys(here: Path) -> None:
+    make(
+        "in/b.png",
+        "in/a/z.jpg",
+        "in/a/b/c.JPG",
+        "in/a.jpg",
+        "in/a-b.tiff",
+        "in/notes.txt",
+        "in/noext",
+        "in/dir.jpg/x.gif",
+    )
+    expected = ["a-b.tiff", "a.jpg", "a/b/c.JPG", "a/z.jpg", "b.png", "dir.jpg/x.gif"]
+    assert keys("in") == keys("in/") == keys(str(here / "in")) == expected == sorted(expected)
+    assert next(find_images(["in"])) == ImageRef("a-b.tiff", here / "in/a-b.tiff")
+    assert all(extension == extension.lower() and extension.startswith(".") for extension in EXTENSIONS)
+
+
+def test_hidden_linked_and_system_entries_are_left_out(here: Path) -> None:
+    make("in/a.jpg", "in/.hidden.jpg", "in/._a.jpg", "in/.git/b.jpg", "in/@eaDir/c.jpg", "in/Thumbs.db", "other/d.jpg")
+    os.symlink("..", "in/parent")
+    os.symlink("../other", "in/link.jpg")
+    os.symlink("../other/d.jpg", "in/file.jpg")
+    os.symlink("nowhere", "in/gone.jpg")
+    assert keys("in") == ["a.jpg", "file.jpg", "gone.jpg"]
+    assert keys("in/.git", "in/link.jpg") == ["b.jpg", "d.jpg"]
+
+
+def test_outputs_of_runs_are_never_entered(here: Path) -> None:
+    make(
+        "in/a.jpg",
+        "in/out/gradcam/a.jpg.png",
+        "in/old/run.json",
+        "in/old/manifest.jsonl",
+        "in/old/b.png",
+        "in/n/run.json",
+    )
+    make("in/n/c.png")
+    assert keys("in", skip=Path("in/out")) == ["a.jpg", "n/c.png"]
+    assert keys("in/**/*.png", skip=here / "in" / "out") == ["in/n/c.png"]
+    assert keys("in/old", "in") == ["a.jpg", "n/c.png", "out/gradcam/a.jpg.png"]
+    assert keys("in/old/b.png") == ["in/old/b.png"]
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("a/b.jpg", "a/b.jpg"),
+        ("./a//c/../b.jpg", "a/b.jpg"),
+        ("../../up/b.jpg", "up/b.jpg"),
+        ("/abs/b.jpg", "abs/b.jpg"),
+        ("--help.jpg", "--help.jpg"),
+        (" a .jpg ", " a .jpg "),
+        ("missing", "missing"),
+        ("a\\b.jpg", "a\\b.jpg"),
+        ("", "_"),
+    ],
+)
+def test_a_named_file_keeps_its_typed_path_inside_the_output(name: str, key: str, here: Path) -> None:
+    (found,) = find_images([name])
+    assert found.key == key
+    assert found.path.is_absolute()
+
+
+def test_one_file_is_given_once(here: Path) -> None:
+    make("in/a.jpg", "in/b/c.jpg")
+    assert keys("in/b/c.jpg", "in", "in/b", "./in/a.jpg", str(here / "in/a.jpg"), "in/*.jpg", "in/b/../a.jpg") == [
+        "in/b/c.jpg",
+        "a.jpg",
+    ]
+
+
+def test_dots_after_a_linked_folder_lead_to_the_other_file(here: Path) -> None:
+    make("real/deep/x", "real/a.jpg", "a.jpg")
+    os.symlink("real/deep", "link")
+    assert [found.path for found in find_images(["a.jpg", "link/../a.jpg"])] == [here / "a.jpg", here / "real/a.jpg"]
+
+
+def test_colliding_keys_get_a_suffix(here: Path) -> None:
+    make("one/cat.jpg", "two/cat.jpg", "three/CAT.JPG", "four/e\u0301.v2.png", "five/\u00e9.v2.png")
+    assert keys("one", "two", "three", "one") == [
+        "cat.jpg",
+        suffixed("cat.jpg", here / "two/cat.jpg"),
+        suffixed("CAT.JPG", here / "three/CAT.JPG"),
+    ]
+    assert keys("four", "five") == ["e\u0301.v2.png", suffixed("\u00e9.v2.png", here / "five/\u00e9.v2.png")]
+    assert keys("../cat.jpg", "cat.jpg") == ["cat.jpg", suffixed("cat.jpg", here / "cat.jpg")]
+
+
+def test_patterns_match_only_where_no_such_file_exists(here: Path) -> None:
+    make("b1.jpg", "b2.jpg", "b[1].jpg", "sub/deep/x.png", "sub/y.png", "sub/notes.txt")
+    assert keys("b[1].jpg") == ["b[1].jpg"]
+    assert keys("b?.jpg") == ["b1.jpg", "b2.jpg"]
+    assert keys("**/*.png") == ["sub/deep/x.png", "sub/y.png"]
+    assert keys("su*") == ["deep/x.png", "y.png"]
+    assert keys("none*.jpg") == ["none*.jpg"]
+
+
+def test_lists_of_names(here: Path) -> None:
+    make("folder/x.jpg", "b1.jpg")
+    Path("list").write_bytes(b"\xef\xbb\xbfa.jpg\r\n\r\n two words .jpg\n-\nb?.jpg\n\t\nfolder\nlast.jpg")
+    expected = ["a.jpg", " two words .jpg", "-", "b?.jpg", "x.jpg", "last.jpg"]
+    assert keys(files_from="list") == expected
+    assert keys("first.jpg", files_from="list") == ["first.jpg", *expected]
+    Path("list0").write_bytes(b"new\nline.jpg\0\0folder\0  \0last.jpg")
+    assert keys(files_from="list0", null=True) == ["new\nline.jpg", "x.jpg", "  ", "last.jpg"]
+
+
+def test_lists_that_cannot_be_read(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("list0").write_bytes(b"a.jpg\0b.jpg\0")
+    with pytest.raises(ValueError, match="its names end in NUL; read it with --null"):
+        keys(files_from="list0")
+    with pytest.raises(FileNotFoundError, match="nolist"):
+        keys(files_from="nolist")
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(ValueError, match="standard input, which is closed"):
+        keys("-")
+
+
+class Endless(io.RawIOBase):
+    """`name-0.jpg`, `name-1.jpg`, ... for ever, in the chunks in which a pipe would bring them."""
+
+    def __init__(self, end: bytes) -> None:
+        self.end, self.count = end, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        name = b"name-%d.jpg" % self.count + self.end
+        self.count += 1
+        buffer[: len(name)] = name
+        return len(name)
+
+
+@pytest.mark.parametrize(("end", "null"), [(b"\n", False), (b"\0", True)])
+@pytest.mark.parametrize("options", [{"inputs": ["-"]}, {"inputs": [], "files_from": "-"}])
+def test_an_endless_list_is_followed(
+    end: bytes, null: bool, options: dict[str, list[str]], here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = Endless(end)
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BufferedReader(stream)))
+    found: Iterator[ImageRef] = find_images(**options, null=null)  # type: ignore[arg-type]
+    assert stream.count == 0
+    assert next(found).key == "name-0.jpg"
+    assert stream.count <= 2
+    assert [each.key for each in islice(found, 2)] == ["name-1.jpg", "name-2.jpg"]
+
+
+def test_folders_are_listed_only_when_reached(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make("in/a/1.jpg", "in/b/2.jpg")
+    listed, scandir = [], os.scandir
+
+    def recording(folder: str) -> object:
+        listed.append(Path(folder).name)
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", recording)
+    found = find_images(["in"])
+    assert next(found).key == "a/1.jpg"
+    assert listed == ["in", "a"]
+
+
+def test_a_folder_that_cannot_be_listed_is_not_silence(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make("in/a.jpg", "in/locked/b.jpg", "in/z.jpg")
+    scandir = os.scandir
+
+    def refusing(folder: str) -> object:
+        if "locked" in os.fspath(folder):
+            raise PermissionError(13, "Permission denied")
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    assert keys("in") == ["a.jpg", "locked", "z.jpg"]
+    assert list(find_images(["in/locked"])) == [ImageRef("in/locked", here / "in/locked")]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only here names are any bytes")
+def test_any_bytes_are_a_name(here: Path) -> None:
+    names = [
+        b"in/\xff\xfe.jpg",
+        b"in/$(x) `y`;&|.jpg",
+        b"in/new\nline.jpg",
+        b"in/[red]a.jpg",
+        b"in/\xf0\x9f\x98\x80.jpg",
+    ]
+    make("in/plain.jpg")
+    for name in names:
+        open(name, "wb").close()
+    found = {os.fsencode(each.key): each for each in find_images(["in"])}
+    assert sorted(found) == sorted([name[3:] for name in names] + [b"plain.jpg"])
+    assert all(each.path.exists() and json.loads(json.dumps(each.key)) == each.key for each in found.values())
+    Path("list").write_bytes(b"\n".join(name for name in names if b"\n" not in name))
+    assert len(keys(files_from="list")) == 4
+
+
+def test_deep_folders(here: Path) -> None:
+    make("in/" + "d/" * 200 + "a.jpg")
+    assert keys("in") == ["d/" * 200 + "a.jpg"]

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import os
+from io import BytesIO
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import pytest
+
+from xai_cli.outputs.files import array_bytes, output_path, read_array, resolve_inside, write_atomically
+
+
+def test_a_file_is_written_with_its_folders_and_ordinary_permissions(tmp_path: Path) -> None:
+    path = tmp_path / "gradcam" / "birds" / "cat.jpg.npy"
+    write_atomically(path, b"old")
+    write_atomically(path, b"new")
+    (tmp_path / "plain").write_bytes(b"")
+    assert path.read_bytes() == b"new"
+    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
+    assert [entry.name for entry in path.parent.iterdir()] == ["cat.jpg.npy"]
+
+
+@pytest.mark.parametrize("failure", [OSError("disk full"), KeyboardInterrupt()])
+def test_nothing_is_left_where_replacing_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: BaseException
+) -> None:
+    seen: list[str] = []
+
+    def fail(source: Path, target: Path) -> None:
+        seen.append(Path(source).name)
+        raise failure
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(type(failure)):
+        write_atomically(tmp_path / ("x" * 255), b"data")
+    assert seen[0].startswith(".")
+    assert seen[0].endswith(".tmp")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_symlink_is_replaced_and_its_target_kept(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"kept")
+    (tmp_path / "link").symlink_to(secret)
+    write_atomically(tmp_path / "link", b"data")
+    assert secret.read_bytes() == b"kept"
+    assert not (tmp_path / "link").is_symlink()
+
+
+def test_an_array_is_little_endian_float32_in_c_order(tmp_path: Path) -> None:
+    relevance = np.asfortranarray(np.arange(6, dtype=">f8").reshape(2, 3))
+    (tmp_path / "a.npy").write_bytes(array_bytes(relevance))
+    stored = np.load(BytesIO(array_bytes(relevance)), allow_pickle=False)
+    assert stored.dtype.str == "<f4"
+    assert stored.flags.c_contiguous
+    np.testing.assert_array_equal(read_array(tmp_path / "a.npy"), relevance)
+
+
+def test_only_whole_arrays_of_numbers_are_read(tmp_path: Path) -> None:
+    whole = array_bytes(np.zeros((5, 5), np.float32))
+    pickled = BytesIO()
+    np.save(pickled, np.array([{}], dtype=object), allow_pickle=True)
+    for data in (whole[:-1], whole[:20], b"", pickled.getvalue(), b"PK\x03\x04"):
+        (tmp_path / "a.npy").write_bytes(data)
+        with pytest.raises(ValueError, match="is not a whole NPY file of numbers"):
+            read_array(tmp_path / "a.npy")
+
+
+def test_paths_append_to_the_whole_name() -> None:
+    assert str(output_path("gradcam", "birds/cat.jpg", "", "npy")) == "gradcam/birds/cat.jpg.npy"
+    assert str(output_path("gradcam", "birds/cat.jpg", "281", "png")) == "gradcam/birds/cat.jpg.281.png"
+    assert str(output_path("lrp", "two\nlines.jpg", "", "npy")) == "lrp/two\nlines.jpg.npy"
+
+
+@pytest.mark.parametrize("name", ["x" * 300 + ".jpg", "é" * 200 + ".jpg", "x" * 248 + ".jpg", "\udcff" * 255])
+def test_long_names_are_cut_and_stay_apart(name: str) -> None:
+    path = output_path("lrp", f"a/{name}", "281", "npy")
+    assert path == output_path("lrp", f"a/{name}", "281", "npy")
+    assert path.name != output_path("lrp", f"b/{name}", "281", "npy").name
+    assert 253 <= len(os.fsencode(path.name)) <= 255
+    stem, digest = path.name.removesuffix(".281.npy").rsplit("~")
+    assert name.startswith(stem)
+    assert len(digest) == 8
+
+
+def test_a_name_of_just_255_bytes_is_kept() -> None:
+    assert output_path("lrp", "x" * 251, "", "npy").name == "x" * 251 + ".npy"
+    assert "~" in output_path("lrp", "x" * 252, "", "npy").name
+
+
+@pytest.mark.parametrize("key", ["../x.jpg", "a/../../x.jpg", "/etc/x.jpg", "../../../x.jpg"])
+def test_a_key_cannot_leave_the_output_folder(tmp_path: Path, key: str) -> None:
+    with pytest.raises(ValueError, match="leads outside the output folder"):
+        resolve_inside(tmp_path, output_path("lrp", key, "", "npy"))
+
+
+def test_a_folder_that_is_a_symlink_cannot_lead_outside(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (out / "lrp").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(out)
+    (out / "lrp" / "birds").symlink_to(tmp_path)
+    with pytest.raises(ValueError, match="leads outside"):
+        resolve_inside(out, PurePosixPath("lrp/birds/cat.jpg.npy"))
+    assert resolve_inside(tmp_path / "link", PurePosixPath("lrp/new/c.npy")) == tmp_path / "link" / "lrp/new/c.npy"

@@ -1,0 +1,5 @@
+"""`python -m xai_cli` is `xai`."""
+
+from xai_cli.cli.main import main
+
+main()

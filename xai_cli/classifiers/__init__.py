@@ -1,0 +1,1 @@
+"""A name becomes a classifier: module, preprocessing, class names, device, dtype."""

@@ -1,0 +1,133 @@
+"""A classifier ready to be explained: frozen, folded, on its device, with its preprocessing and class names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from xai_cli.classifiers.layers import FeatureLayer, at_least_float32, find_feature_layer
+from xai_cli.images.decode import decode
+from xai_cli.images.geometry import Preprocessing
+
+# A half-precision gradient of an input pixel is often below 2^-24 and would vanish; scaled scores keep it.
+_HALF_SCALE = 4096.0
+
+
+@dataclass(frozen=True, eq=False)
+class Classifier:
+    """A model with all that is needed to explain it.
+
+    Attributes:
+        name: as the user gave it.
+        module: in eval mode, parameters frozen, on `device` in `dtype`.
+        preprocessing: how a picture becomes the module's input.
+        labels: one name per class, by index.
+        digest: SHA-256 of the weights before any folding.
+        compiled: the module after `torch.compile`, if asked for; used wherever no layer is looked at.
+        notes: what a user should know about how the model was loaded.
+    """
+
+    name: str
+    module: nn.Module
+    preprocessing: Preprocessing
+    labels: tuple[str, ...]
+    device: torch.device
+    dtype: torch.dtype
+    digest: str
+    compiled: Callable[[Tensor], Any] | None = None
+    notes: tuple[str, ...] = ()
+    _layers: dict[str | None, FeatureLayer] = field(default_factory=dict, repr=False)
+
+    def read(self, paths: Sequence[str | Path]) -> Tensor:
+        """Inputs `(B, C, h, w)` of picture files, as `prepare` gives them. Raises `Broken` with the reason."""
+        return self.prepare([self.preprocessing.apply(decode(Path(path)))[0] for path in paths])
+
+    def prepare(self, pixels: NDArray[np.uint8] | Sequence[NDArray[np.uint8]]) -> Tensor:
+        """Normalised input `(B, C, h, w)` float32 on the device from `(B, h, w, C)` pixels already resized and
+        cropped.
+        """
+        # Bytes travel to the device, floats are made there. The permuted view is channels_last, as conv nets like it.
+        batch = torch.from_numpy(np.stack(list(pixels))).to(self.device).permute(0, 3, 1, 2)
+        return (batch.float().div_(255) - self._mean) / self._std
+
+    def colour(self, name: str) -> Tensor:
+        """The `(1, C, h, w)` input of one colour: black, white, or mean (zero after preprocessing)."""
+        level = {"black": 0.0, "white": 1.0}.get(name)
+        value = torch.zeros_like(self._mean) if level is None else (level - self._mean) / self._std
+        height, width = self.preprocessing.size
+        return value[None].expand(1, -1, height, width)
+
+    def logits(self, inputs: Tensor) -> Tensor:
+        """Class scores `(B, K)`, at least float32. Raises ValueError if the model returns something else."""
+        forward = self.module if self.compiled is None else self.compiled
+        return self._checked(forward(inputs.to(self.dtype)), len(inputs))
+
+    def eager_logits(self, inputs: Tensor) -> Tensor:
+        """As `logits`, but never through the compiled model, whose inner layers cannot be looked at."""
+        return self._checked(self.module(inputs.to(self.dtype)), len(inputs))
+
+    def gradient(self, scores: Tensor, wanted: Sequence[Tensor], *, keep_graph: bool = False) -> tuple[Tensor, ...]:
+        """Gradients of every row's score with respect to the `wanted` tensors, zero where the score does not use
+        one.
+        """
+        scale = _HALF_SCALE if self.dtype == torch.float16 else 1.0
+        total = scores.sum() * scale if scale != 1 else scores.sum()
+        gradients = torch.autograd.grad(
+            total, list(wanted), retain_graph=keep_graph, allow_unused=True, materialize_grads=True
+        )
+        return tuple(gradient / scale for gradient in gradients) if scale != 1 else gradients
+
+    def feature_layer(self, name: str | None = None) -> FeatureLayer:
+        """The layer called `name`, or the one a class activation map should look at.
+
+        Raises:
+            LookupError: no layer has that name, or none of the model's layers keeps a grid of positions.
+            ValueError: the layer has no spatial extent.
+        """
+        if name not in self._layers:
+            self._layers[name] = find_feature_layer(self.module, self.example().to(self.dtype), name)
+        return self._layers[name]
+
+    def example(self) -> Tensor:
+        """A fixed input `(1, C, h, w)` of mild noise, to probe what the model does with any input."""
+        generator = torch.Generator().manual_seed(0)
+        shape = (1, self.preprocessing.channels, *self.preprocessing.size)
+        return 0.5 * torch.randn(shape, generator=generator).to(self.device)
+
+    def _checked(self, output: Any, rows: int) -> Tensor:
+        logits = output_tensor(output)
+        if logits.ndim != 2 or len(logits) != rows:
+            raise ValueError(f"the model must return class scores of shape ({rows}, K), found {tuple(logits.shape)}")
+        return at_least_float32(logits)
+
+    @cached_property
+    def _mean(self) -> Tensor:
+        return torch.tensor(self.preprocessing.mean, device=self.device)[:, None, None]
+
+    @cached_property
+    def _std(self) -> Tensor:
+        return torch.tensor(self.preprocessing.std, device=self.device)[:, None, None]
+
+
+def output_tensor(output: Any) -> Tensor:
+    """The tensor of class scores inside whatever a model returns: itself, `.logits`, `["logits"]`, or the first of a
+    tuple.
+
+    Raises ValueError if there is none.
+    """
+    if isinstance(output, dict):
+        output = output.get("logits", output)
+    output = getattr(output, "logits", output)
+    if isinstance(output, tuple | list) and output:
+        output = output[0]
+    if not isinstance(output, Tensor):
+        raise ValueError(f"the model must return a tensor of class scores (B, K), found {type(output).__name__}")
+    return output

@@ -1,0 +1,148 @@
+"""From the options of a model to a classifier: built, loaded, frozen, folded, on its device, and proven unchanged."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from xai_cli.classifiers import zoo
+from xai_cli.classifiers.checkpoints import digest, load_checkpoint
+from xai_cli.classifiers.classifier import Classifier, output_tensor
+from xai_cli.classifiers.labels import default_labels, read_labels
+from xai_cli.classifiers.options import DEFAULT_MODEL, ModelOptions
+from xai_cli.images.geometry import Preprocessing
+from xai_cli.operators.folding import fold_batch_norm
+from xai_cli.sentences import reason
+
+
+def load_classifier(model: str | nn.Module = DEFAULT_MODEL, **options: Any) -> Classifier:
+    """The classifier called `model` (or a module of yours), with the options of `ModelOptions` as keywords.
+
+    A module that is given is copied, never changed. Raises LookupError for an unknown name, ValueError or TypeError for
+    an option or a model that does not fit; each says in one sentence what to do.
+    """
+    chosen = ModelOptions(model=model if isinstance(model, str) else type(model).__name__, **options)
+    if isinstance(model, nn.Module):
+        return _finish(zoo.adopt(copy.deepcopy(model)), chosen)
+    # A checkpoint replaces every weight, so the library's own need not be had.
+    pretrained = chosen.pretrained and chosen.checkpoint is None
+    built = zoo.build(model, pretrained=pretrained, classes=chosen.num_classes, size=chosen.input_size)
+    return _finish(built, chosen)
+
+
+def _finish(built: zoo.Built, options: ModelOptions) -> Classifier:
+    if options.checkpoint is not None:
+        load_checkpoint(built.module, options.checkpoint)
+    device, dtype = _device(options.device), getattr(torch, options.dtype)
+    module = built.module.eval().requires_grad_(False).to(device)
+    classifier = Classifier(
+        name=options.model,
+        module=module,
+        preprocessing=_preprocessing(built.preprocessing, options),
+        labels=(),
+        device=device,
+        dtype=torch.float32,
+        digest=digest(module),
+        notes=built.notes,
+    )
+    logits = _probe(classifier)
+    notes = (*built.notes, *_suspicions(logits))
+    module = _accelerated(module, classifier.example(), logits).to(dtype)
+    return replace(
+        classifier,
+        module=module,
+        labels=_labels(built, options, logits.shape[1]),
+        dtype=dtype,
+        compiled=torch.compile(module) if options.compile else None,
+        notes=notes,
+    )
+
+
+def _probe(classifier: Classifier) -> Tensor:
+    """The logits `(1, K)` of the example. Raises ValueError if the model cannot take it or gives no scores."""
+    example = classifier.example()
+    try:
+        with torch.no_grad():
+            logits = classifier.logits(example)
+    except (RuntimeError, AssertionError, IndexError) as error:
+        raise ValueError(
+            f"{classifier.name} fails on an input of shape {tuple(example.shape)} ({reason(error)}); "
+            "give the size it expects with --input-size"
+        ) from error
+    except ValueError as error:
+        raise ValueError(f"{classifier.name}: {error}") from error
+    if getattr(classifier.module, "num_classes", None) == 0:
+        raise ValueError(
+            f"{classifier.name} is a backbone without a head (0 classes); give --num-classes, and its weights with "
+            "--checkpoint"
+        )
+    return logits
+
+
+def _accelerated(module: nn.Module, example: Tensor, logits: Tensor) -> nn.Module:
+    """The module with batch norm folded and, for convolutional nets, channels last; logits equal to 1e-4 of the
+    largest.
+    """
+    fast = copy.deepcopy(module)
+    fold_batch_norm(fast, example)
+    kernels = [parameter.ndim for parameter in fast.parameters() if parameter.ndim > 1]
+    if kernels.count(4) > len(kernels) / 2:
+        fast = fast.to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        difference = (output_tensor(fast(example)).float() - logits).abs().max()
+    return fast if difference <= 1e-4 * logits.abs().max() else module
+
+
+def _suspicions(logits: Tensor) -> list[str]:
+    if logits.shape[1] > 1 and bool((logits >= 0).all() and abs(logits.sum() - 1) < 1e-3):
+        return ["the model seems to end in a softmax: maps explain probabilities, which move when other classes do"]
+    return []
+
+
+def _labels(built: zoo.Built, options: ModelOptions, classes: int) -> tuple[str, ...]:
+    labels = read_labels(options.labels) if options.labels else built.labels
+    if labels is None or (options.labels is None and len(labels) != classes):
+        return default_labels(classes)
+    if len(labels) != classes:
+        raise ValueError(
+            f"--labels expects {classes} class names for this model, found {len(labels)} in {options.labels}"
+        )
+    return labels
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        if device.type not in ("cpu", "cuda", "mps"):
+            raise RuntimeError("it computes nothing that can be read")
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {name} cannot be used here ({reason(error)}); try auto or cpu") from error
+    return device
+
+
+def _preprocessing(own: Preprocessing, options: ModelOptions) -> Preprocessing:
+    """The model's own preprocessing with what the user overrides; another input size keeps the share that is
+    cropped.
+    """
+    changes: dict[str, Any] = {}
+    if options.input_size is not None:
+        changes["size"] = options.input_size
+        if isinstance(own.resize, int):
+            changes["resize"] = round(own.resize * min(options.input_size) / min(own.size))
+        elif own.resize is not None:
+            scales = (new / old for new, old in zip(options.input_size, own.size, strict=True))
+            changes["resize"] = tuple(round(side * scale) for side, scale in zip(own.resize, scales, strict=True))
+    for name in ("resize", "crop_mode", "interpolation"):
+        if getattr(options, name) is not None:
+            changes[name] = getattr(options, name)
+    for name in ("mean", "std"):
+        if getattr(options, name) is not None:
+            changes[name] = getattr(options, name)[: own.channels]
+    return replace(own, **changes)

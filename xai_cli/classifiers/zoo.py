@@ -1,0 +1,218 @@
+"""A model's name becomes a module with its own preprocessing: timm, torchvision, the embedded nets, a user's own
+code.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from xai_cli.classifiers.checkpoints import load_checkpoint
+from xai_cli.images.geometry import Preprocessing
+from xai_cli.scenes import nets
+from xai_cli.sentences import reason, unknown
+
+# What a net of unknown origin was most likely trained with; said aloud when used.
+_IMAGENET = {
+    "input_size": (3, 224, 224),
+    "interpolation": "bilinear",
+    "crop_pct": 0.875,
+    "crop_mode": "center",
+    "mean": (0.485, 0.456, 0.406),
+    "std": (0.229, 0.224, 0.225),
+}
+_FORMS = "timm/NAME, torchvision/NAME, builtin/NAME, package.module:callable or file.py:callable"
+
+
+@dataclass(frozen=True)
+class Built:
+    """A module as its library makes it, what it expects of a picture, and its class names if it brings any."""
+
+    module: nn.Module
+    preprocessing: Preprocessing
+    labels: tuple[str, ...] | None = None
+    notes: tuple[str, ...] = ()
+
+
+def build(name: str, *, pretrained: bool, classes: int | None, size: tuple[int, int] | None) -> Built:
+    """The model called `name`, with its library's weights if `pretrained`, else with seeded random ones.
+
+    Raises:
+        LookupError: no such library, model, weights or callable; the sentence names the nearest.
+        ValueError: the weights cannot be had, or the callable gives no module.
+    """
+    library, _, rest = name.partition("/")
+    # Random initialisation draws from the global generator; the same name must give the same net.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        if library in _LIBRARIES and rest:
+            return _LIBRARIES[library](rest, pretrained, classes, size)
+        if ":" in name:
+            return _from_code(name, classes)
+    raise LookupError(f"--model expects {_FORMS}, found {name!r}; see 'xai models'")
+
+
+def adopt(module: nn.Module) -> Built:
+    """A module of the user's own, with the preprocessing in its `pretrained_cfg` (timm's form), or ImageNet's, said
+    aloud.
+    """
+    note = (
+        "the model says nothing of its preprocessing: ImageNet's is used, override it with --input-size, --mean, --std"
+    )
+    return Built(module, _own_preprocessing(module), notes=() if hasattr(module, "pretrained_cfg") else (note,))
+
+
+def model_names(library: str) -> list[str]:
+    """Every model name that `library` (timm, torchvision, builtin) offers, without the library's own prefix."""
+    if library == "timm":
+        import timm
+
+        return timm.list_models()
+    if library == "torchvision":
+        import torchvision
+
+        return torchvision.models.list_models(module=torchvision.models)
+    return list(nets.NAMES)
+
+
+def _from_timm(name: str, pretrained: bool, classes: int | None, size: tuple[int, int] | None) -> Built:
+    import timm
+
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture):
+        raise LookupError(unknown("timm model", name, timm.list_models(), hint="see 'xai models timm'"))
+    tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{architecture}.*")]
+    if tag and tag not in tags:
+        raise LookupError(unknown(f"weights of timm/{architecture}", tag, tags, hint=f"there are: {', '.join(tags)}"))
+    arguments: dict[str, Any] = {} if classes is None else {"num_classes": classes}
+    if size is not None and timm.get_pretrained_cfg(architecture).fixed_input_size:  # type: ignore[union-attr]
+        arguments["img_size"] = size
+    with _weights_at_hand(f"timm/{name}", pretrained):
+        module = timm.create_model(name, pretrained=pretrained, **arguments)
+    return Built(module, Preprocessing.from_timm(timm.data.resolve_model_data_config(module)))
+
+
+def _from_torchvision(name: str, pretrained: bool, classes: int | None, size: tuple[int, int] | None) -> Built:
+    import torchvision.models as zoo
+
+    architecture, _, tag = name.partition(":")
+    names = model_names("torchvision")
+    if architecture not in names:
+        raise LookupError(unknown("torchvision model", architecture, names, hint="see 'xai models torchvision'"))
+    choices = zoo.get_model_weights(architecture)
+    if tag and tag not in choices.__members__:
+        kinds = [*choices.__members__]
+        raise LookupError(unknown(f"weights of torchvision/{architecture}", tag, kinds, hint=f"there are: {kinds}"))
+    weights = choices[tag or "DEFAULT"]
+    with _weights_at_hand(f"torchvision/{name}", pretrained):
+        arguments = {} if classes is None or pretrained else {"num_classes": classes}
+        module = zoo.get_model(architecture, weights=weights if pretrained else None, **arguments)
+    labels = tuple(weights.meta["categories"]) if pretrained else None
+    return Built(module, Preprocessing.from_torchvision(weights.transforms()), labels)
+
+
+def _from_package(name: str, pretrained: bool, classes: int | None, size: tuple[int, int] | None) -> Built:
+    if name not in nets.NAMES:
+        raise LookupError(unknown("embedded model", name, nets.NAMES, hint=f"there are: {', '.join(nets.NAMES)}"))
+    module: Any = nets.build(name)
+    if pretrained:
+        load_checkpoint(module, nets.weights_file(name))
+    if classes in (None, len(nets.CLASSES)):
+        return Built(module, _own_preprocessing(module), nets.CLASSES)
+    module.reset_classifier(classes)
+    return Built(module, _own_preprocessing(module))
+
+
+_LIBRARIES: dict[str, Callable[[str, bool, int | None, tuple[int, int] | None], Built]] = {
+    "timm": _from_timm,
+    "torchvision": _from_torchvision,
+    "builtin": _from_package,
+}
+
+
+def _from_code(name: str, classes: int | None) -> Built:
+    """Runs the user's own code, as `file.py:callable` or `package.module:callable` asks for."""
+    place, _, attribute = name.rpartition(":")
+    module = _imported(place)
+    if not hasattr(module, attribute):
+        known = [key for key in vars(module) if not key.startswith("_")]
+        raise LookupError(unknown(f"callable in {place}", attribute, known))
+    net = getattr(module, attribute)
+    if isinstance(net, nn.Module):
+        if classes is not None:
+            raise ValueError(f"--num-classes cannot change {name}, which is a finished module; name a function instead")
+    else:
+        with _user_code(name):
+            net = net() if classes is None else net(num_classes=classes)
+    if not isinstance(net, nn.Module):
+        raise ValueError(f"--model {name} must be a torch.nn.Module or a function that returns one, found {type(net)}")
+    return adopt(net)
+
+
+def _imported(place: str) -> Any:
+    if place.endswith(".py"):
+        path = Path(place)
+        if not path.is_file():
+            raise LookupError(f"--model expects a Python file, found nothing at {place}")
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules.setdefault(path.stem, module)
+        with _user_code(place):
+            spec.loader.exec_module(module)
+        return module
+    # A script's own folder is what Python would search first; a console command's is not the user's.
+    sys.path.insert(0, "")
+    try:
+        if importlib.util.find_spec(place) is None:
+            raise ModuleNotFoundError(f"no module named {place!r}")
+    except (ModuleNotFoundError, ValueError) as error:
+        raise LookupError(f"--model expects {_FORMS}, and {place!r} cannot be imported: {error}") from error
+    else:
+        with _user_code(place):
+            return importlib.import_module(place)
+    finally:
+        sys.path.remove("")
+
+
+@contextmanager
+def _user_code(name: str) -> Iterator[None]:
+    """Whatever a user's own file raises is told with its type, as a mistake of that file."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"--model {name} fails with {type(error).__name__}: {error}") from error
+
+
+def _own_preprocessing(module: nn.Module) -> Preprocessing:
+    from timm.data import resolve_data_config
+
+    config = getattr(module, "pretrained_cfg", _IMAGENET)
+    return Preprocessing.from_timm(resolve_data_config(pretrained_cfg=config))
+
+
+@contextmanager
+def _weights_at_hand(name: str, pretrained: bool) -> Iterator[None]:
+    """Turns whatever a library raises when weights cannot be downloaded into one sentence with three ways on."""
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        if not pretrained:
+            raise
+        raise ValueError(
+            f"the weights of {name} are neither in the cache nor to be downloaded ({reason(error)}); "
+            "copy them into the cache from a machine that has them, give a file with --checkpoint, "
+            "or use --model builtin/scenes-cnn"
+        ) from error

@@ -1,0 +1,136 @@
+"""The command `xai` and its subcommands.
+
+Exit codes: 0 all well; 1 the run failed; 2 usage or configuration; 3 finished, but some pictures failed (or, with
+--strict, some map failed a check); 4 no picture found; 5 the output cannot be written; 130 interrupted; 141 standard
+output closed.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from fnmatch import fnmatch
+from inspect import Parameter
+from typing import Annotated, Literal
+
+import typer
+
+from xai_cli.classifiers.options import ModelOptions
+from xai_cli.cli.command import add_command
+from xai_cli.cli.explain import explain
+from xai_cli.engine.options import DrawingOptions, InputOptions, RunOptions
+from xai_cli.methods import METHODS, summary
+from xai_cli.methods.contract import Method
+
+app = typer.Typer(
+    help="Explain image classifiers: folders of pictures in, raw attribution arrays and heatmaps out.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+_PARTS = (ModelOptions, RunOptions, DrawingOptions, InputOptions)
+_IMAGES = Parameter(
+    "images",
+    Parameter.KEYWORD_ONLY,
+    default=None,
+    annotation=Annotated[
+        list[str] | None,
+        typer.Argument(help="Pictures, folders (searched recursively), patterns, or - for a list on stdin."),
+    ],
+)
+_METHOD = Parameter(
+    "method",
+    Parameter.KEYWORD_ONLY,
+    default=["saliency", "gradcam"],
+    annotation=Annotated[
+        list[str], typer.Option("--method", "-m", help="A method of 'xai methods'; repeat for several.")
+    ],
+)
+
+
+def main() -> None:
+    """Runs the command line and ends the process with its exit code."""
+    # File names are bytes; those that are no text must come out as they came in.
+    sys.stdout.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
+    stdout = sys.stdout
+    try:
+        app()
+    except SystemExit as end:
+        if not _reader_gone(end):
+            raise
+        # Python would complain again when it flushes the closed stream at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stdout.fileno())
+        sys.exit(141)
+
+
+def _reader_gone(end: SystemExit) -> bool:
+    """Whether nobody reads standard output any more, which Typer calls a failure like any other."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return True
+    return isinstance(end.__context__, BrokenPipeError)
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+    if version:
+        from importlib.metadata import version as installed
+
+        typer.echo(f"xai {installed('xai-cli')}")
+        raise typer.Exit
+
+
+@app.command("methods", rich_help_panel="Look around")
+def _methods() -> None:
+    """List the methods, one line each."""
+    for name, method in METHODS.items():
+        typer.echo(f"{name}\t{method.family}\t{summary(method)}")
+
+
+@app.command("models", rich_help_panel="Look around")
+def _models(
+    library: Annotated[Literal["builtin", "timm", "torchvision"], typer.Argument(help="Whose models.")],
+    pattern: Annotated[str, typer.Argument(help="Only names that match, for instance 'resnet*'.")] = "*",
+) -> None:
+    """List the models of a library, as --model takes them."""
+    from xai_cli.classifiers.zoo import model_names
+
+    for name in model_names(library):
+        if fnmatch(name, pattern):
+            typer.echo(f"{library}/{name}")
+
+
+def _add_method(method: type[Method]) -> None:
+    def run(context: typer.Context, *parts: object, images: list[str] | None) -> None:
+        explain(context, parts[:1], images, *parts[1:])  # type: ignore[arg-type]
+
+    add_command(
+        app,
+        method.name,
+        run,
+        (method, *_PARTS),
+        extra=(_IMAGES,),
+        sections=METHODS,
+        help=method.__doc__ or "",
+        panel="Methods",
+    )
+
+
+def _add_explain() -> None:
+    from xai_cli.cli.explain import chosen_methods
+
+    def run(context: typer.Context, *parts: object, images: list[str] | None, method: list[str]) -> None:
+        explain(context, chosen_methods(context, method), images, *parts)  # type: ignore[arg-type]
+
+    add_command(
+        app, "explain", run, _PARTS, extra=(_IMAGES, _METHOD), sections=METHODS,
+        help="Explain pictures by several methods at once; they share reading, the forward pass and the target.",
+        panel="Explain",
+    )  # fmt: skip
+
+
+_add_explain()
+for _method in METHODS.values():
+    _add_method(_method)

@@ -1,0 +1,1 @@
+"""The one loop: read, choose targets, attribute, draw, write."""

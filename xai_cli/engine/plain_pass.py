@@ -1,0 +1,100 @@
+"""One forward pass and one backward pass serve all methods: what they need of the model, made once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
+from operator import or_
+
+import torch
+from torch import Tensor
+
+from xai_cli.classifiers.classifier import Classifier
+from xai_cli.classifiers.layers import captured
+from xai_cli.methods.contract import Attribution, Evidence, Method, Needs
+from xai_cli.targets import Target, parse_target
+
+
+@dataclass(frozen=True)
+class PlainPass:
+    """A forward pass with its graph, as far as the methods need one: `logits` `(B, K)` and the tensors to
+    differentiate.
+    """
+
+    classifier: Classifier
+    inputs: Tensor
+    logits: Tensor
+    wants_input: bool
+    activations: dict[str, Tensor]
+
+    def evidence(self, targets: Sequence[Target], *, chunk: int, last: bool = True) -> Evidence:
+        """The evidence for one target per picture: the shared backward pass. After the `last` one the graph is gone.
+
+        There may be fewer targets than rows: the rows beyond are padding and left out.
+        """
+        rows = len(targets)
+        device = self.logits.device
+        chosen = torch.tensor([target.index for target in targets], device=device)
+        # All pictures of a run share one kind of target, so either all have a contrast or none.
+        against = [target.against for target in targets if target.against is not None]
+        evidence = Evidence(
+            classifier=self.classifier,
+            inputs=self.inputs[:rows].detach(),
+            targets=chosen,
+            contrasts=torch.tensor(against, device=device) if against else None,
+            logits=self.logits[:rows].detach(),
+            chunk=chunk,
+        )
+        wanted = [self.inputs] * self.wants_input + list(self.activations.values())
+        if not wanted:
+            return evidence
+        scores = evidence.scores(self.logits[:rows])
+        gradients = [each[:rows] for each in self.classifier.gradient(scores, wanted, keep_graph=not last)]
+        return replace(
+            evidence,
+            input_gradient=gradients.pop(0) if self.wants_input else None,
+            activations={name: tensor[:rows].detach() for name, tensor in self.activations.items()},
+            gradients=dict(zip(self.activations, gradients, strict=True)),
+        )
+
+
+def plain_pass(classifier: Classifier, inputs: Tensor, needs: Needs) -> PlainPass:
+    """Runs the classifier once on `inputs` `(B, C, h, w)`, keeping a graph only from the first tensor that needs
+    one.
+    """
+    inputs = inputs.detach().requires_grad_(needs.input_gradient)
+    grad = torch.set_grad_enabled(bool(needs.input_gradient or needs.layers))
+    with grad, captured(classifier.module, needs.layers) as activations:
+        logits = classifier.eager_logits(inputs) if needs.layers else classifier.logits(inputs)
+    return PlainPass(classifier, inputs, logits, needs.input_gradient, dict(activations))
+
+
+def union(classifier: Classifier, methods: Sequence[Method]) -> Needs:
+    """What all `methods` together want of the plain pass. Raises ValueError if one does not fit the model."""
+    return reduce(or_, (method.needs(classifier) for method in methods), Needs())
+
+
+def attribute(
+    classifier: Classifier,
+    inputs: Tensor,
+    method: Method,
+    target: str | Sequence[Target] = "predicted",
+    *,
+    chunk: int = 8,
+) -> Attribution:
+    """The maps of a batch `(B, C, h, w)` by one method, for one target per picture or for what `target` says of all.
+
+    `target` as text is predicted, a class by index or name, or A-vs-B. Raises LookupError for an unknown class or
+    layer, ValueError for a target that gives no or several classes per picture, or a method that does not fit the
+    model.
+    """
+    rule = parse_target(target, classifier.labels) if isinstance(target, str) else None
+    if rule is not None and (rule.how == "label" or rule.count > 1):
+        raise ValueError(f"a tensor batch takes one target per picture, found {target!r}; give predicted or a class")
+    passed = plain_pass(classifier, inputs, union(classifier, [method]))
+    if rule is None:
+        return method.attribute(passed.evidence(target, chunk=chunk))  # type: ignore[arg-type]  # it is no text
+    logits = passed.logits.detach().cpu().numpy()
+    targets = [rule.choose(row, "", classifier.labels)[0] for row in logits]
+    return method.attribute(passed.evidence(targets, chunk=chunk))

@@ -1,0 +1,127 @@
+"""The contract between the engine and a method: what a method asks for, what it is given, what it returns.
+
+A method is one file of this folder with one final frozen dataclass that inherits `Method`: its fields are the method's
+options, its docstring is the help, its module docstring gives the formula and the paper. It holds no tensors.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
+
+from xai_cli.options import Options
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from xai_cli.classifiers.classifier import Classifier
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a method wants of the one plain pass that all methods share.
+
+    Attributes:
+        input_gradient: the gradient of the score with respect to the input.
+        layers: names of layers whose activation, and gradient of the score with respect to it, are wanted.
+    """
+
+    input_gradient: bool = False
+    layers: tuple[str, ...] = ()
+
+    def __or__(self, other: Needs) -> Needs:
+        layers = tuple(dict.fromkeys(self.layers + other.layers))
+        return Needs(self.input_gradient or other.input_gradient, layers)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What one batch showed: the input of every method.
+
+    Attributes:
+        classifier: the model, for methods that need passes of their own.
+        inputs: `(B, C, h, w)` float32, preprocessed.
+        targets: `(B,)` class indices that are explained.
+        contrasts: `(B,)` class indices to explain against, or None. The score is then `logit[target] -
+        logit[contrast]`. logits: `(B, K)` float32.
+        input_gradient: `(B, C, h, w)` gradient of the score, if some method needs it.
+        activations, gradients: `{layer: tensor as the layer gave it, batch first}`, if some method needs them.
+        chunk: rows per pass that the memory budget allows.
+    """
+
+    classifier: Classifier
+    inputs: Tensor
+    targets: Tensor
+    contrasts: Tensor | None
+    logits: Tensor
+    input_gradient: Tensor | None = None
+    activations: Mapping[str, Tensor] = field(default_factory=dict)
+    gradients: Mapping[str, Tensor] = field(default_factory=dict)
+    chunk: int = 8
+
+    def scores(self, logits: Tensor, rows: Tensor | slice = slice(None)) -> Tensor:
+        """The explained score `(N,)` of `logits` `(N, K)`, whose n-th row belongs to picture `rows[n]` of the batch."""
+        chosen = logits.gather(1, self.targets[rows, None]).squeeze(1)
+        if self.contrasts is None:
+            return chosen
+        return chosen - logits.gather(1, self.contrasts[rows, None]).squeeze(1)
+
+    def chunks(self, samples: int) -> Iterator[tuple[Tensor, Tensor, int]]:
+        """All pairs (picture, sample) packed into full chunks: yields `rows (n,)`, `samples (n,)` and how many are
+        real.
+
+        Every chunk has the same number of rows, the last filled up with copies of its last pair, because the same shape
+        gives a picture the same bytes whatever its neighbours.
+        """
+        import torch
+
+        pairs = torch.arange(len(self.inputs) * samples, device=self.inputs.device)
+        for part in pairs.split(self.chunk):
+            real = len(part)
+            part = torch.cat([part, part[-1:].expand(self.chunk - real)])
+            yield part // samples, part % samples, real
+
+    def score_gradient(self, points: Tensor, rows: Tensor) -> Tensor:
+        """Gradient `(N, C, h, w)` of each point's score with respect to that point; `points` `(N, C, h, w)`."""
+        import torch
+
+        with torch.enable_grad():
+            points = points.detach().requires_grad_()
+            return self.classifier.gradient(self.scores(self.classifier.logits(points), rows), [points])[0]
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """What a method says of one batch.
+
+    Attributes:
+        relevance: `(B, h, w)` float32 at model-input resolution.
+        signed: True if negative relevance means evidence against the target; else relevance is at least zero.
+        checks: `{name: (B,) tensor}`, the invariants measured on each picture; a name means one thing everywhere.
+        layer: the layer looked at, if the method looks at one.
+    """
+
+    relevance: Tensor
+    signed: bool
+    checks: dict[str, Tensor] = field(default_factory=dict)
+    layer: str | None = None
+
+
+class Method(Options, ABC):
+    """An attribution method: options as fields, `needs` and `attribute` as work."""
+
+    panel: ClassVar[str] = "Method"
+    name: ClassVar[str]
+    """The subcommand and the folder of the method's output."""
+    family: ClassVar[str]
+    """The group of the help it stands in: gradient, cam, propagation, perturbation."""
+
+    @abstractmethod
+    def needs(self, classifier: Classifier) -> Needs:
+        """What the plain pass must keep for this method; may raise ValueError if the method does not fit the model."""
+
+    @abstractmethod
+    def attribute(self, evidence: Evidence) -> Attribution:
+        """The map of every picture of the batch; must not depend on the other pictures of the batch."""

@@ -1,0 +1,27 @@
+"""The sentences in which mistakes are told: what was expected, what was found, what to type next."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+def unknown(kind: str, name: str, known: Iterable[str], *, hint: str = "") -> str:
+    """One sentence for an unknown `name`: the nearest of the `known` names, or `hint` on how to list them."""
+    known = list(known)
+    # The word itself often stands inside the right name ("resnet" in "resnet50"), which edit distance ranks low.
+    lowered = {candidate.lower(): candidate for candidate in reversed(known)}
+    near = [lowered[match] for match in difflib.get_close_matches(name.lower(), lowered, n=3, cutoff=0.6)]
+    near = near or [candidate for candidate in known if name and name.lower() in candidate.lower()][:3]
+    sentence = f"no {kind} is named {name!r}"
+    if near:
+        sentence += f"; did you mean {' or '.join(map(repr, near))}?"
+    elif hint:
+        sentence += f"; {hint}"
+    return sentence
+
+
+def reason(error: BaseException) -> str:
+    """The first line of an error's message, or its type if it says nothing: for use inside another sentence."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
