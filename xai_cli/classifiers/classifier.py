@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from xai_cli.classifiers.layers import FeatureLayer, at_least_float32, find_feature_layer
 from xai_cli.images.decode import decode
 from xai_cli.images.geometry import Preprocessing
+from xai_cli.operators.strided import StridedInputGradient
 
 # A half-precision gradient of an input pixel is often below 2^-24 and would vanish; scaled scores keep it.
 _HALF_SCALE = 4096.0
@@ -67,12 +69,17 @@ class Classifier:
 
     def logits(self, inputs: Tensor) -> Tensor:
         """Class scores `(B, K)`, at least float32. Raises ValueError if the model returns something else."""
-        forward = self.module if self.compiled is None else self.compiled
-        return self._checked(forward(inputs.to(self.dtype)), len(inputs))
+        if self.compiled is None:
+            return self.eager_logits(inputs)
+        return self._checked(self.compiled(inputs.to(self.dtype)), len(inputs))
 
     def eager_logits(self, inputs: Tensor) -> Tensor:
         """As `logits`, but never through the compiled model, whose inner layers cannot be looked at."""
-        return self._checked(self.module(inputs.to(self.dtype)), len(inputs))
+        # Only CPU kernels are slow on the way back to a picture.
+        faster = inputs.requires_grad and self.device.type == "cpu"
+        with StridedInputGradient() if faster else nullcontext():
+            output = self.module(inputs.to(self.dtype))
+        return self._checked(output, len(inputs))
 
     def gradient(self, scores: Tensor, wanted: Sequence[Tensor], *, keep_graph: bool = False) -> tuple[Tensor, ...]:
         """Gradients of every row's score with respect to the `wanted` tensors, zero where the score does not use

@@ -53,6 +53,9 @@ def explain(
             _say(note)
         rows = engine(found, classifier, methods, inputs, run, drawing)
         description = describe_run(classifier, methods, [model, run, drawing, inputs])
+        for method, layers in description["layers"].items():
+            for layer in layers:
+                _say(f"{method} looks at layer {layer}; choose another with --layer")
     with redirect_stdout(sys.stderr), _faults_told():
         begin_run(run.out, description, overwrite=run.overwrite)
         failures = _report(rows, run, paths)

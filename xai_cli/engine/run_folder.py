@@ -49,6 +49,7 @@ def describe_run(classifier: Classifier, methods: Sequence[Method], options: Seq
             "notes": list(classifier.notes),
         },
         "methods": {method.name: method.as_row() for method in methods},
+        "layers": {method.name: list(method.needs(classifier).layers) for method in methods},
         "options": {name: value for each in options for name, value in each.as_row().items()},
         "versions": {library: version(library) for library in _LIBRARIES},
     }
