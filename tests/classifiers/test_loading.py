@@ -232,15 +232,21 @@ def test_tells_in_one_sentence_what_cannot_be(fault, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["timm/resnet18.a1_in1k", "torchvision/resnet18"])
-def test_weights_that_cannot_be_had_are_told_with_three_ways_on(name, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [("timm/resnet18.a1_in1k", "timm/resnet18.a1_in1k"), ("torchvision/resnet18", "resnet18-f37072fd.pth")],
+)
+def test_weights_that_cannot_be_had_are_told_with_three_ways_on(name, file, monkeypatch):
     def refuse(*_args, **_kwargs):
         raise OSError("no route to host")
 
     monkeypatch.setattr("timm.create_model", refuse)
     monkeypatch.setattr("torchvision.models.get_model", refuse)
-    with pytest.raises(ValueError, match=r"neither in the cache.*copy them.*--checkpoint.*builtin/scenes-cnn"):
+    with pytest.raises(
+        ValueError, match=r"neither in the cache.*copy them.*--checkpoint.*builtin/scenes-cnn"
+    ) as caught:
         load_classifier(name)
+    assert f"the weights of {name} ({file})" in str(caught.value)
 
 
 def test_code_of_yours_is_loaded_from_a_file(tmp_path):

@@ -20,7 +20,7 @@ from torch import nn
 from xai_cli.classifiers.checkpoints import load_checkpoint
 from xai_cli.images.geometry import Preprocessing
 from xai_cli.scenes import nets
-from xai_cli.sentences import reason, unknown
+from xai_cli.sentences import unknown
 
 # What a net of unknown origin was most likely trained with; said aloud when used.
 _IMAGENET = {
@@ -95,9 +95,10 @@ def _from_timm(name: str, pretrained: bool, classes: int | None, size: tuple[int
     if tag and tag not in tags:
         raise LookupError(unknown(f"weights of timm/{architecture}", tag, tags, hint=f"there are: {', '.join(tags)}"))
     arguments: dict[str, Any] = {} if classes is None else {"num_classes": classes}
-    if size is not None and timm.get_pretrained_cfg(architecture).fixed_input_size:  # type: ignore[union-attr]
+    config: Any = timm.get_pretrained_cfg(name)
+    if size is not None and config.fixed_input_size:
         arguments["img_size"] = size
-    with _weights_at_hand(f"timm/{name}", pretrained):
+    with _weights_at_hand(f"timm/{name}", config.hf_hub_id or config.url, pretrained):
         module = timm.create_model(name, pretrained=pretrained, **arguments)
     return Built(module, Preprocessing.from_timm(timm.data.resolve_model_data_config(module)))
 
@@ -114,7 +115,7 @@ def _from_torchvision(name: str, pretrained: bool, classes: int | None, size: tu
         kinds = [*choices.__members__]
         raise LookupError(unknown(f"weights of torchvision/{architecture}", tag, kinds, hint=f"there are: {kinds}"))
     weights = choices[tag or "DEFAULT"]
-    with _weights_at_hand(f"torchvision/{name}", pretrained):
+    with _weights_at_hand(f"torchvision/{name}", Path(weights.url).name, pretrained):
         arguments = {} if classes is None or pretrained else {"num_classes": classes}
         module = zoo.get_model(architecture, weights=weights if pretrained else None, **arguments)
     labels = tuple(weights.meta["categories"]) if pretrained else None
@@ -203,7 +204,7 @@ def _own_preprocessing(module: nn.Module) -> Preprocessing:
 
 
 @contextmanager
-def _weights_at_hand(name: str, pretrained: bool) -> Iterator[None]:
+def _weights_at_hand(name: str, file: str | None, pretrained: bool) -> Iterator[None]:
     """Turns whatever a library raises when weights cannot be downloaded into one sentence with three ways on."""
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
@@ -212,7 +213,7 @@ def _weights_at_hand(name: str, pretrained: bool) -> Iterator[None]:
         if not pretrained:
             raise
         raise ValueError(
-            f"the weights of {name} are neither in the cache nor to be downloaded ({reason(error)}); "
+            f"the weights of {name} ({file}) are neither in the cache nor to be downloaded ({type(error).__name__}); "
             "copy them into the cache from a machine that has them, give a file with --checkpoint, "
             "or use --model builtin/scenes-cnn"
         ) from error
