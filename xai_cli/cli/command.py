@@ -5,20 +5,16 @@ Precedence: default < YAML < flag. This file names no option and looks at no typ
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from inspect import Parameter, Signature
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 
+from xai_cli.cli.config import Sections, build, read_config
 from xai_cli.options import Declaration, Options, declarations, flag
-from xai_cli.sentences import unknown
-
-Sections = Mapping[str, type[Options]]
-_HINT = "--help lists them all"
 
 
 def add_command(
@@ -32,8 +28,8 @@ def add_command(
     help: str,
     panel: str,
 ) -> None:
-    """Adds the command `name`: its flags are `extra` and the fields of `parts`; it calls `run(context, *parts,
-    **extra)`.
+    """Adds the command `name`: its flags are `extra` and the fields of `parts`; it calls
+    `run(context, *parts, **extra)`.
 
     A YAML file given with `--config` may hold any of them at its top, and under a name of `sections` the options of
     that section; the section called like the command fills the command's own flags, the others wait in `context.meta`.
@@ -46,10 +42,8 @@ def add_command(
     def read(context: typer.Context, path: Path | None) -> Path | None:
         if path is not None:
             known = [parameter.name for parameter in signature if parameter.name not in ("context", "config")]
-            top, filled = _read_config(path, known, sections)
+            top, filled = read_config(path, known, parts, sections)
             own = filled.pop(name, {})
-            for part in parts:
-                build(part, {key: value for key, value in top.items() if key in declarations(part)})
             for parameter in context.command.params:
                 # What may be given several times need not be a list when it is given once.
                 if (parameter.multiple or parameter.nargs == -1) and isinstance(top.get(str(parameter.name)), str):
@@ -73,14 +67,6 @@ def add_command(
     app.command(name, help=help, rich_help_panel=panel)(call)
 
 
-def build(options: type[Options], values: Mapping[str, Any]) -> Options:
-    """The options with `values`, any mistake in them told as a usage error."""
-    try:
-        return options(**values)
-    except (TypeError, ValueError) as error:
-        raise typer.BadParameter(str(error)) from error
-
-
 def _parameter(name: str, declared: Declaration, part: type[Options]) -> Parameter:
     option = declared.option
     long = flag(name) if option.negative is None else f"{flag(name)}/--{option.negative}"
@@ -89,49 +75,3 @@ def _parameter(name: str, declared: Declaration, part: type[Options]) -> Paramet
     info = typer.Option(*names, help=option.help, rich_help_panel=part.panel)
     typed: Any = Annotated.__class_getitem__((declared.type, info))  # type: ignore[attr-defined]  # a type that is data
     return Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=typed)
-
-
-def _read_config(path: Path, known: list[str], sections: Sections) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """The options at the top of a YAML file, and those of each section; every key is checked, also of unused
-    sections.
-    """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise typer.BadParameter(f"{path} is not a readable YAML file: {' '.join(str(error).split())}") from error
-    if content is None:
-        content = {}
-    if not isinstance(content, dict):
-        raise typer.BadParameter(f"{path} must hold options as 'name: value', found {type(content).__name__}")
-    top, filled = {}, {}
-    for key, value in content.items():
-        if key in sections:
-            filled[key] = _section(path, key, value, sections[key])
-        elif _field(key) in known:
-            top[_field(key)] = value
-        else:
-            names = [*map(_yaml_key, known), *sections]
-            raise typer.BadParameter(f"in {path}: {unknown('option', str(key), names, hint=_HINT)}")
-    return top, filled
-
-
-def _section(path: Path, name: str, values: Any, options: type[Options]) -> dict[str, Any]:
-    if not isinstance(values, dict | None):
-        raise typer.BadParameter(f"in {path}: {name} must hold options as 'name: value', found {values!r}")
-    known = declarations(options)
-    for key in values or {}:
-        if _field(key) not in known:
-            names = [*map(_yaml_key, known)]
-            raise typer.BadParameter(f"in {path}: {unknown(f'option of {name}', str(key), names, hint=_HINT)}")
-    section = {_field(key): value for key, value in (values or {}).items()}
-    build(options, section)
-    return section
-
-
-def _field(key: Any) -> str:
-    return str(key).replace("-", "_")
-
-
-def _yaml_key(field: str) -> str:
-    """A YAML key is the flag without its dashes."""
-    return flag(field).removeprefix("--")

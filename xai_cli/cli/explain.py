@@ -12,7 +12,7 @@ from typing import Any, NoReturn, TextIO
 import typer
 
 from xai_cli.classifiers.options import ModelOptions
-from xai_cli.cli.command import build
+from xai_cli.cli.config import build
 from xai_cli.engine.checks import warnings
 from xai_cli.engine.options import DrawingOptions, InputOptions, RunOptions
 from xai_cli.methods import find_method
