@@ -20,6 +20,9 @@ EXPECTED = {
     "timm/vit_tiny_patch16_224": ("blocks.11.norm1", "tokens", (14, 14), 1),
     "timm/vit_base_patch32_clip_224": ("blocks.11.norm1", "tokens", (7, 7), 1),
     "timm/deit_tiny_distilled_patch16_224": ("blocks.11.norm1", "tokens", (14, 14), 2),
+    "timm/tnt_s_legacy_patch16_224": ("blocks.11.norm_out", "tokens", (14, 14), 1),
+    "timm/cait_xxs24_224": ("blocks_token_only.1.norm1", "tokens", (14, 14), 1),
+    "timm/skresnet18": ("layer4.1", "channels-first", (7, 7), 0),
     "timm/swin_tiny_patch4_window7_224": ("norm", "channels-last", (7, 7), 0),
 }
 
@@ -70,9 +73,17 @@ def test_never_takes_a_layer_behind_the_last_attention():
     assert (late[:, 1:] == 0).all()
 
 
+def test_does_not_read_tokens_that_are_in_another_order_than_the_picture():
+    classifier = load_classifier("timm/hiera_tiny_224", pretrained=False)
+    with pytest.raises(LookupError, match="no late layer of this model keeps its positions as the picture has them"):
+        classifier.feature_layer()
+    with pytest.raises(ValueError, match=r"layer 'blocks.10.norm1' has no grid of positions"):
+        classifier.feature_layer("blocks.10.norm1")
+
+
 def test_says_so_when_no_layer_keeps_positions():
     net = seeded(lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 16), nn.ReLU(), nn.Linear(16, 3)))
-    with pytest.raises(LookupError, match="no layer of this model keeps a grid of positions"):
+    with pytest.raises(LookupError, match="no late layer of this model keeps its positions"):
         classifier_of(net).feature_layer()
 
 

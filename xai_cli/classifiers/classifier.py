@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from xai_cli.classifiers.layers import FeatureLayer, at_least_float32, find_feature_layer
+from xai_cli.classifiers.feature_layer import find_feature_layer
+from xai_cli.classifiers.layers import FeatureLayer, at_least_float32
 from xai_cli.images.decode import decode
 from xai_cli.images.geometry import Preprocessing
 from xai_cli.operators.strided import StridedInputGradient
