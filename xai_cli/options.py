@@ -10,6 +10,7 @@ and from Python.
 
 from __future__ import annotations
 
+import math
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -84,13 +85,15 @@ def _checked(name: str, value: Any, declaration: Declaration) -> Any:
         error = ValueError if any(get_origin(kind) is Literal for kind in kinds) else TypeError
         raise error(f"{flag(name)} expects {expected}, found {value!r}") from None
     low, high = declaration.option.min, declaration.option.max
-    if value is None or (low is None and high is None):
-        return value
     for number in value if isinstance(value, list | tuple) else (value,):
+        if not isinstance(number, int | float):
+            continue
         # Written so that NaN fails as well.
         if not ((low is None or number >= low) and (high is None or number <= high)):
             bounds = f"at least {low}" if high is None else f"at most {high}" if low is None else f"{low} to {high}"
             raise ValueError(f"{flag(name)} expects {bounds}, found {number}")
+        if not math.isfinite(number):
+            raise ValueError(f"{flag(name)} expects a finite number, found {number}")
     return value
 
 

@@ -199,7 +199,12 @@ FAULTS = {
         "did you mean 'IMAGENET1K_V1'",
     ),
     "unknown embedded model": ("builtin/scene-cnn", {}, LookupError, "did you mean 'scenes-cnn'"),
-    "no library": ("resnet50", {}, LookupError, "--model expects timm/NAME, .* found 'resnet50'"),
+    "no library": (
+        "resnet50",
+        {},
+        LookupError,
+        "--model expects timm/NAME, .* no model is named 'resnet50'; did you mean 'timm/resnet50'",
+    ),
     "no such module": ("nowhere.nets:net", {}, LookupError, "'nowhere.nets' cannot be imported"),
     "no such file": ("nowhere.py:net", {}, LookupError, "found nothing at nowhere.py"),
     "backbone": ("timm/eva02_tiny_patch14_224", {"pretrained": False}, ValueError, "is a backbone without a head"),
@@ -207,7 +212,7 @@ FAULTS = {
         "torchvision/alexnet",
         {"pretrained": False, "input_size": (16, 16)},
         ValueError,
-        "fails on an input of shape .* give the size it expects with --input-size",
+        "fails on an input of shape .*RuntimeError.*; leave out --input-size",
     ),
     "no scores": (Segmenter(), {}, ValueError, r"must return class scores of shape \(1, K\), found \(1, 3, 224, 224\)"),
     "device": ("builtin/scenes-cnn", {"device": "abacus"}, ValueError, "--device abacus cannot be used here"),
@@ -273,3 +278,98 @@ def test_a_checkpoint_replaces_the_librarys_weights_without_asking_for_them(tmp_
     with torch.no_grad():
         expected = source.eval()(inputs)
         assert_close(classifier.logits(inputs), expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
+
+
+class Reading(nn.Module):
+    """Reads what folding would remove or change."""
+
+    def __init__(self, what):
+        super().__init__()
+        self.conv, self.norm, self.what = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), what
+        self.norm.running_mean.uniform_(-1, 1)
+        self.norm.running_var.uniform_(0.5, 2)
+
+    def forward(self, x):
+        y = self.norm(self.conv(x)).mean(dim=(2, 3))
+        return y + {"buffer": lambda: self.norm.running_var, "bias": lambda: self.conv.bias.data}[self.what]()
+
+
+@pytest.mark.parametrize("what", ["buffer", "bias"])
+def test_a_net_that_reads_what_folding_would_change_runs_as_it_is(what):
+    net = seeded(lambda: Reading(what)).eval()
+    classifier = load_classifier(net, input_size=(32, 32))
+    assert classifier.folded == {}
+    inputs = classifier.example()
+    with torch.no_grad():
+        assert_close(classifier.logits(inputs), net(inputs), rtol=1e-5, atol=1e-6)
+
+
+def test_a_norm_that_is_used_twice_is_not_folded():
+    net = seeded(
+        lambda: nn.Sequential(nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    )
+    twice = nn.Sequential(net[0], net[1], nn.Conv2d(3, 3, 3), net[1], *net[2:])
+    assert load_classifier(twice, input_size=(32, 32)).folded == {}
+
+
+@pytest.mark.parametrize("form", ["dict", "object", "tuple"])
+def test_a_net_with_any_usual_output_can_be_explained(form):
+    net = conv_net()
+    net.register_forward_hook(
+        lambda _m, _i, logits: {
+            "dict": {"logits": logits}, "object": type("Output", (), {"logits": logits})(), "tuple": (logits, None)
+        }[form]
+    )  # fmt: skip
+    relevance = attribute(load_classifier(net, input_size=(32, 32)), torch.ones(1, 3, 32, 32), find_method("gradcam")())
+    assert relevance.layer
+
+
+@pytest.mark.parametrize("error", [TypeError, KeyError, OSError, ZeroDivisionError])
+def test_whatever_a_net_raises_is_told_with_its_name(error):
+    net = conv_net()
+
+    def fail(*_):
+        raise error("first line\nsecond line")
+
+    net.register_forward_hook(fail)
+    with pytest.raises(ValueError, match=rf"^Sequential fails on an input of shape .*{error.__name__}: [^\n]*$"):
+        load_classifier(net)
+
+
+def test_half_precision_survives_gradients_that_are_too_small_and_too_large():
+    tiny, large = (nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 3)) for _ in range(2))
+    nn.init.constant_(tiny[1].weight, 1e-9)
+    nn.init.constant_(large[1].weight, 30.0)
+    for net, expected in ((tiny, 0.0), (large, 30.0)):
+        classifier = load_classifier(net, input_size=(32, 32), dtype="float16")
+        relevance = attribute(classifier, torch.zeros(1, 3, 32, 32), find_method("saliency")(), "0").relevance
+        assert_close(relevance, torch.full((1, 32, 32), expected), rtol=1e-3, atol=1e-8)
+
+
+def test_half_precision_keeps_gradients_that_would_vanish_on_the_way():
+    scale = 2.0**-20
+    net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 3))
+    nn.init.constant_(net[1].weight, scale)
+    net.register_forward_hook(lambda _m, _i, logits: logits * 2.0**-8)
+    classifier = load_classifier(net, input_size=(32, 32), dtype="float16")
+    relevance = attribute(classifier, torch.zeros(1, 3, 32, 32), find_method("saliency")(), "0").relevance
+    assert float(relevance.max()) > 0
+
+
+@pytest.mark.parametrize("name", ["timm/resnet18", "torchvision/resnet18", "builtin/scenes-cnn"])
+def test_a_head_that_nobody_trained_is_refused(name):
+    with pytest.raises(ValueError, match="and a head for 7 would be untrained; give its weights with --checkpoint"):
+        load_classifier(name, num_classes=7)
+    assert len(load_classifier(name, num_classes=7, pretrained=False).labels) == 7
+
+
+def test_a_module_of_yours_keeps_its_classes_and_has_no_names_but_indices():
+    with pytest.raises(ValueError, match="a finished module keeps its classes"):
+        load_classifier(conv_net(), num_classes=7)
+    many = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 1000))
+    assert load_classifier(many).labels[281] == "281"
+
+
+def test_a_wide_input_covers_the_picture_as_timms_own_transform_does():
+    preprocessing = load_classifier("timm/resnet18", pretrained=False, input_size=(112, 224)).preprocessing
+    assert preprocessing.resize == (118, 235)  # the share of 0.95 that timm crops, on both sides

@@ -5,7 +5,8 @@ import torch
 from helpers import assert_close
 from nets import classifier_of, conv_net, random_input
 
-from xai_cli.engine.plain_pass import plain_pass, union
+from xai_cli import load_classifier
+from xai_cli.engine.plain_pass import attribute, plain_pass, union
 from xai_cli.methods.contract import Needs
 from xai_cli.methods.gradcam import GradCam
 from xai_cli.methods.saliency import Saliency
@@ -87,3 +88,42 @@ def test_an_unknown_layer_leaves_no_hook_behind():
     with pytest.raises(LookupError, match="no layer is named '9'"):
         plain_pass(classifier, random_input(), Needs(layers=("3", "9")))
     assert not any(layer._forward_hooks for layer in classifier.module.modules())
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        ([Target(0)], "one target for each of 2 pictures, found 1"),
+        ([Target(0), Target(1, against=2)], "all targets with a class to explain against, or none"),
+        ([Target(0), Target(3)], r"classes from 0 to 2, found \[0, 3\]"),
+        ("top:2", "takes one target per picture, found 'top:2'"),
+        ("label", "takes one target per picture, found 'label'"),
+    ],
+)
+def test_targets_that_do_not_fit_the_batch_are_refused(targets, message):
+    with pytest.raises(ValueError, match=message):
+        attribute(classifier_of(conv_net()), random_input(), Saliency(), targets)
+
+
+@pytest.mark.parametrize(("pictures", "chunk"), [(0, 8), (2, 0)])
+def test_an_empty_batch_or_chunk_is_refused(pictures, chunk):
+    with pytest.raises(ValueError, match="at least one picture and a chunk of at least 1"):
+        attribute(classifier_of(conv_net()), random_input()[:pictures], Saliency(), chunk=chunk)
+
+
+def test_after_the_last_target_the_graph_is_gone():
+    passed = plain_pass(classifier_of(conv_net()), random_input(), Needs(input_gradient=True))
+    passed.evidence([Target(0)] * 2, chunk=2)
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        passed.evidence([Target(1)] * 2, chunk=2)
+
+
+def test_the_way_back_to_the_picture_is_the_faster_one():
+    classifier = load_classifier("builtin/scenes-cnn")
+    node = classifier.logits(classifier.example().requires_grad_()).grad_fn
+    names, pending = set(), [node]
+    while pending:
+        current = pending.pop()
+        names.add(type(current).__name__)
+        pending += [parent for parent, _ in current.next_functions if parent is not None]
+    assert "_StridedConvolutionBackward" in names

@@ -3,9 +3,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import torchvision
 from captum.attr import LayerGradCam
 from helpers import assert_close
-from nets import classifier_of, conv_net, random_input
+from nets import classifier_of, conv_net, random_input, seeded
 from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch.nn.functional import interpolate
@@ -99,3 +100,35 @@ def test_points_at_a_patch_pasted_into_one_quadrant():
         ]
         quadrants.append(int(np.argmax(shares)))
     assert quadrants == [0, 1, 2, 3]
+
+
+class TestNamedLayers:
+    """Layers by name, compared with the module as its library makes it, which nothing was folded into."""
+
+    @pytest.fixture(scope="class")
+    def module(self):
+        module = seeded(lambda: torchvision.models.resnet18())
+        for layer in module.modules():
+            if isinstance(layer, torch.nn.BatchNorm2d):
+                layer.running_mean.uniform_(-0.1, 0.1)
+                layer.running_var.uniform_(0.5, 1.5)
+        return module.eval()
+
+    @pytest.mark.parametrize(("layer", "fold"), [("layer4.1.bn2", True), ("layer4.1.conv2", False)])
+    def test_give_what_captum_gives(self, module, layer, fold):
+        classifier = load_classifier(module, fold=fold)
+        inputs = classifier.example()
+        ours = attribute(classifier, inputs, GradCam(layer=layer, relu=False), [Target(3)]).relevance
+        theirs = LayerGradCam(module, module.get_submodule(layer)).attribute(inputs.requires_grad_(), 3)
+        expected = interpolate(theirs, (224, 224), mode="bilinear")[:, 0]
+        assert_close(ours, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
+
+    def test_are_refused_where_folding_took_their_own_output_away(self, module):
+        classifier = load_classifier(module)
+        with pytest.raises(ValueError, match=r"name the norm, 'layer4\.1\.bn2', or give --no-fold"):
+            classifier.feature_layer("layer4.1.conv2")
+
+    def test_are_refused_where_rows_are_windows_and_not_pictures(self):
+        classifier = load_classifier("timm/swin_tiny_patch4_window7_224", pretrained=False)
+        with pytest.raises(ValueError, match=r"does not work on whole pictures, its output for two of them is \(128,"):
+            classifier.feature_layer("layers.0.blocks.0.attn.proj")

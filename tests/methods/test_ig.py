@@ -61,7 +61,7 @@ def test_does_not_see_how_the_function_is_implemented():
     net[1].running_var.uniform_(0.5, 2)
     inputs, method = random_input(), IntegratedGradients(steps=10)
     whole = attribute(classifier_of(net), inputs, method, [Target(0)] * 2).relevance
-    assert fold_batch_norm(net, inputs) == 1
+    assert fold_batch_norm(net, inputs) == {"0": "1"}
     folded = attribute(classifier_of(net), inputs, method, [Target(0)] * 2).relevance
     assert_close(folded, whole, rtol=1e-9, atol=1e-12)
 
@@ -93,3 +93,17 @@ def test_equals_captum(quadrature, captums):
     assert_close(ours.relevance, theirs.sum(dim=1), rtol=1e-5, atol=1e-12)
     change = (theirs.sum(dim=(1, 2, 3)) - gap).abs()
     assert_close(ours.checks["completeness_gap"], gap.abs() / change, rtol=1e-5, atol=1e-9)
+
+
+def test_refuses_more_gauss_legendre_nodes_than_can_be_had():
+    with pytest.raises(ValueError, match="--steps expects at most 1000 for gauss-legendre, found 5000"):
+        IntegratedGradients(steps=5000, quadrature="gauss-legendre")
+
+
+def test_blur_starts_from_a_picture_without_detail():
+    classifier = classifier_of(linear_net(32), size=32)
+    inputs = torch.zeros(1, 3, 32, 32, dtype=torch.float64)
+    inputs[:, :, ::2] = 1.0  # stripes one pixel wide, of which blurring leaves an even half
+    net = classifier.module[1].weight[0].reshape(3, 32, 32)
+    relevance = attribute(classifier, inputs, IntegratedGradients(steps=1, baseline="blur"), "a").relevance
+    assert_close(relevance[0], (net * (inputs[0] - 0.5)).sum(dim=0), rtol=0, atol=0.02)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from xai_cli.classifiers.feature_layer import find_feature_layer
-from xai_cli.classifiers.layers import FeatureLayer, at_least_float32
+from xai_cli.classifiers.layers import FeatureLayer, at_least_float32, output_tensor
 from xai_cli.images.decode import decode
 from xai_cli.images.geometry import Preprocessing
 from xai_cli.operators.strided import StridedInputGradient
@@ -34,6 +34,7 @@ class Classifier:
         preprocessing: how a picture becomes the module's input.
         labels: one name per class, by index.
         digest: SHA-256 of the weights before any folding.
+        folded: `{layer: batch norm}` where a layer now gives the output of the norm that followed it.
         compiled: the module after `torch.compile`, if asked for; used wherever no layer is looked at.
         notes: what a user should know about how the model was loaded.
     """
@@ -45,6 +46,7 @@ class Classifier:
     device: torch.device
     dtype: torch.dtype
     digest: str
+    folded: Mapping[str, str] = field(default_factory=dict)
     compiled: Callable[[Tensor], Any] | None = None
     notes: tuple[str, ...] = ()
     _layers: dict[str | None, FeatureLayer] = field(default_factory=dict, repr=False)
@@ -86,20 +88,24 @@ class Classifier:
         """Gradients of every row's score with respect to the `wanted` tensors, zero where the score does not use
         one.
         """
-        scale = _HALF_SCALE if self.dtype == torch.float16 else 1.0
-        total = scores.sum() * scale if scale != 1 else scores.sum()
-        gradients = torch.autograd.grad(
-            total, list(wanted), retain_graph=keep_graph, allow_unused=True, materialize_grads=True
-        )
-        return tuple(gradient / scale for gradient in gradients) if scale != 1 else gradients
+        if self.dtype == torch.float16:
+            scaled = _differentiated(_HALF_SCALE * scores.sum(), wanted, keep_graph=True)
+            if all(gradient.isfinite().all() for gradient in scaled):
+                return tuple(gradient / _HALF_SCALE for gradient in scaled)
+        return _differentiated(scores.sum(), wanted, keep_graph=keep_graph)
 
     def feature_layer(self, name: str | None = None) -> FeatureLayer:
         """The layer called `name`, or the one a class activation map should look at.
 
         Raises:
             LookupError: no layer has that name, or none of the model's layers keeps a grid of positions.
-            ValueError: the layer has no spatial extent.
+            ValueError: the layer has no spatial extent, or its own output is no longer computed.
         """
+        if name is not None and name in self.folded:
+            raise ValueError(
+                f"layer {name!r} has its batch norm folded in, so its own output is not computed; name the norm, "
+                f"{self.folded[name]!r}, or give --no-fold"
+            )
         if name not in self._layers:
             self._layers[name] = find_feature_layer(self.module, self.example().to(self.dtype), name)
         return self._layers[name]
@@ -125,17 +131,5 @@ class Classifier:
         return torch.tensor(self.preprocessing.std, device=self.device)[:, None, None]
 
 
-def output_tensor(output: Any) -> Tensor:
-    """The tensor of class scores inside whatever a model returns: itself, `.logits`, `["logits"]`, or the first of a
-    tuple.
-
-    Raises ValueError if there is none.
-    """
-    if isinstance(output, dict):
-        output = output.get("logits", output)
-    output = getattr(output, "logits", output)
-    if isinstance(output, tuple | list) and output:
-        output = output[0]
-    if not isinstance(output, Tensor):
-        raise ValueError(f"the model must return a tensor of class scores (B, K), found {type(output).__name__}")
-    return output
+def _differentiated(total: Tensor, wanted: Sequence[Tensor], *, keep_graph: bool) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(total, list(wanted), retain_graph=keep_graph, allow_unused=True, materialize_grads=True)

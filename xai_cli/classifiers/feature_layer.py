@@ -8,7 +8,6 @@ not, and a map would be zero.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from xai_cli.classifiers.layers import FeatureLayer, captured, first_tensor, read_grid, with_first_tensor
+from xai_cli.classifiers.layers import FeatureLayer, captured, first_tensor, output_tensor, read_grid, with_first_tensor
 
 
 def find_feature_layer(module: nn.Module, example: Tensor, name: str | None = None) -> FeatureLayer:
@@ -26,6 +25,8 @@ def find_feature_layer(module: nn.Module, example: Tensor, name: str | None = No
     `example` `(1, C, h, w)` is run once, forward and backward. Raises LookupError if no layer has that name or none
     qualifies, ValueError if the named layer has no spatial extent.
     """
+    # Two pictures, because of one alone a window or a head cannot be told from a picture.
+    example = example.repeat(2, 1, 1, 1)
     if name is not None:
         return _named_layer(module, example, name)
     for record in _candidates(_trace(module, example)):
@@ -44,9 +45,16 @@ def _named_layer(module: nn.Module, example: Tensor, name: str) -> FeatureLayer:
     if name not in outputs:
         raise ValueError(f"layer {name!r} takes no part in the forward pass; choose another with --layer")
     shape = tuple(outputs[name].shape)
+    if not shape or shape[0] != len(example):
+        raise ValueError(
+            f"layer {name!r} does not work on whole pictures, its output for two of them is {shape}; "
+            "choose another with --layer"
+        )
     layer = read_grid(name, shape, module, example)
     if layer is None:
-        raise ValueError(f"layer {name!r} has no grid of positions, its output is {shape}; choose another with --layer")
+        raise ValueError(
+            f"layer {name!r} has no grid of positions, its output is {(1, *shape[1:])}; choose another with --layer"
+        )
     return layer
 
 
@@ -68,16 +76,12 @@ class _Record:
 def _candidates(trace: list[_Record]) -> list[_Record]:
     """The outputs in the later half of the net, before its head, that may be features; the last first."""
     head = max((place for place, record in enumerate(trace) if record.is_leaf), default=len(trace))
-    widths = Counter(record.tensor.shape[-1] for record in trace if record.tensor.ndim == 3)
-    stream = widths.most_common(1)[0][0] if widths else None
-
-    def is_feature(record: _Record) -> bool:
-        if record.tensor.ndim != 3:
-            return True
-        # Inside attention and MLPs are linear layers, and widths other than that of the stream through the net.
-        return record.tensor.shape[-1] == stream and not isinstance(record.layer, nn.Linear)
-
-    return [record for record in reversed(trace[head // 2 : head]) if is_feature(record)]
+    # Linear layers are the inside of attention and MLPs, not the stream of tokens through the net.
+    return [
+        record
+        for record in reversed(trace[head // 2 : head])
+        if record.tensor.ndim != 3 or not isinstance(record.layer, nn.Linear)
+    ]
 
 
 def _trace(module: nn.Module, example: Tensor) -> list[_Record]:
@@ -101,8 +105,7 @@ def _trace(module: nn.Module, example: Tensor) -> list[_Record]:
         return with_first_tensor(output, tensor.clone()) if records[-1].is_leaf else output
 
     with torch.enable_grad(), _hooked(module, keep):
-        output = first_tensor(module(example))
-    assert output is not None
+        output = output_tensor(module(example))
     # Any one score may be cut off by a last ReLU, and their plain sum is constant after a softmax.
     mix = torch.rand(output.shape, generator=torch.Generator().manual_seed(0)).to(output)
     gradients = torch.autograd.grad((mix * output).sum(), [record.tensor for record in records], allow_unused=True)

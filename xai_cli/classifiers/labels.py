@@ -20,6 +20,8 @@ def read_labels(path: Path) -> tuple[str, ...]:
         content = json.loads(text)
         if isinstance(content, dict):
             content = [content[str(index)] for index in range(len(content))]
+        if not isinstance(content, list):
+            raise TypeError("neither a list nor an object")
         return tuple(str(name) for name in content)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(

@@ -116,4 +116,22 @@ def with_first_tensor(output: Any, tensor: Tensor) -> Any:
     """A layer's output with its first tensor replaced."""
     if isinstance(output, Tensor):
         return tensor
+    if hasattr(output, "_fields"):  # a named tuple
+        return type(output)(tensor, *output[1:])
     return type(output)([tensor, *output[1:]])
+
+
+def output_tensor(output: Any) -> Tensor:
+    """The tensor of class scores inside whatever a model returns: itself, `.logits`, `["logits"]`, or the first of a
+    tuple.
+
+    Raises ValueError if there is none.
+    """
+    if isinstance(output, dict):
+        output = output.get("logits", output)
+    output = getattr(output, "logits", output)
+    if isinstance(output, tuple | list) and output:
+        output = output[0]
+    if not isinstance(output, Tensor):
+        raise ValueError(f"the model must return a tensor of class scores (B, K), found {type(output).__name__}")
+    return output

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from xai_cli.classifiers import zoo
 from xai_cli.classifiers.checkpoints import digest, load_checkpoint
-from xai_cli.classifiers.classifier import Classifier, output_tensor
+from xai_cli.classifiers.classifier import Classifier
 from xai_cli.classifiers.labels import default_labels, read_labels
+from xai_cli.classifiers.layers import output_tensor
 from xai_cli.classifiers.options import DEFAULT_MODEL, ModelOptions
 from xai_cli.images.geometry import Preprocessing
 from xai_cli.operators.folding import fold_batch_norm
@@ -27,7 +28,9 @@ def load_classifier(model: str | nn.Module = DEFAULT_MODEL, **options: Any) -> C
     """
     chosen = ModelOptions(model=model if isinstance(model, str) else type(model).__name__, **options)
     if isinstance(model, nn.Module):
-        return _finish(zoo.adopt(copy.deepcopy(model)), chosen)
+        if chosen.num_classes is not None or not chosen.pretrained:
+            raise ValueError("a finished module keeps its classes and its weights; build it as you want it")
+        return _finish(zoo.adopt(_copied(model)), chosen)
     # A checkpoint replaces every weight, so the library's own need not be had.
     pretrained = chosen.pretrained and chosen.checkpoint is None
     built = zoo.build(model, pretrained=pretrained, classes=chosen.num_classes, size=chosen.input_size)
@@ -35,66 +38,96 @@ def load_classifier(model: str | nn.Module = DEFAULT_MODEL, **options: Any) -> C
 
 
 def _finish(built: zoo.Built, options: ModelOptions) -> Classifier:
+    if isinstance(built.module, torch.jit.ScriptModule):
+        raise ValueError(
+            f"{options.model} is TorchScript, whose operations cannot be seen; give the module it was made of"
+        )
     if options.checkpoint is not None:
         load_checkpoint(built.module, options.checkpoint)
     device, dtype = _device(options.device), getattr(torch, options.dtype)
-    module = built.module.eval().requires_grad_(False).to(device)
     classifier = Classifier(
         name=options.model,
-        module=module,
+        module=built.module.eval().requires_grad_(False).to(device, torch.float32),
         preprocessing=_preprocessing(built.preprocessing, options),
         labels=(),
         device=device,
         dtype=torch.float32,
-        digest=digest(module),
-        notes=built.notes,
+        digest=digest(built.module),
     )
-    logits = _probe(classifier)
-    notes = (*built.notes, *_suspicions(logits))
-    module = _accelerated(module, classifier.example(), logits).to(dtype)
+    logits = _probe(classifier, options)
+    module, folded = _accelerated(classifier, logits) if options.fold else (classifier.module, {})
+    module = module.to(dtype)
     return replace(
         classifier,
         module=module,
         labels=_labels(built, options, logits.shape[1]),
         dtype=dtype,
+        folded=folded,
         compiled=torch.compile(module) if options.compile else None,
-        notes=notes,
+        notes=(*built.notes, *_suspicions(logits)),
     )
 
 
-def _probe(classifier: Classifier) -> Tensor:
+def _copied(module: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(module)
+    except Exception as error:
+        raise ValueError(
+            f"{type(module).__name__} cannot be copied ({reason(error)}), and a module of yours is never changed; "
+            "build it in a function and name that with file.py:function"
+        ) from error
+
+
+def _probe(classifier: Classifier, options: ModelOptions) -> Tensor:
     """The logits `(1, K)` of the example. Raises ValueError if the model cannot take it or gives no scores."""
-    example = classifier.example()
     try:
         with torch.no_grad():
-            logits = classifier.logits(example)
-    except (RuntimeError, AssertionError, IndexError) as error:
+            logits = classifier.logits(classifier.example())
+    except Exception as error:
+        shape = (1, classifier.preprocessing.channels, *classifier.preprocessing.size)
+        advice = (
+            "give the size it expects with --input-size" if options.input_size is None else "leave out --input-size"
+        )
         raise ValueError(
-            f"{classifier.name} fails on an input of shape {tuple(example.shape)} ({reason(error)}); "
-            "give the size it expects with --input-size"
+            f"{classifier.name} fails on an input of shape {shape} ({type(error).__name__}: {reason(error)}); {advice}"
         ) from error
-    except ValueError as error:
-        raise ValueError(f"{classifier.name}: {error}") from error
-    if getattr(classifier.module, "num_classes", None) == 0:
+    if getattr(classifier.module, "num_classes", None) == 0 or logits.shape[1] == 0:
         raise ValueError(
             f"{classifier.name} is a backbone without a head (0 classes); give --num-classes, and its weights with "
             "--checkpoint"
         )
+    if not logits.isfinite().all():
+        raise ValueError(
+            f"{classifier.name} gives scores that are NaN or infinite even for plain noise; check its weights"
+        )
     return logits
 
 
-def _accelerated(module: nn.Module, example: Tensor, logits: Tensor) -> nn.Module:
-    """The module with batch norm folded and, for convolutional nets, channels last; logits equal to 1e-4 of the
-    largest.
+def _accelerated(classifier: Classifier, logits: Tensor) -> tuple[nn.Module, dict[str, str]]:
+    """The module with batch norm folded and, for convolutional nets, channels last, and what was folded into what.
+
+    It is used only if its logits equal `logits` of the example, and those of another input, to 1e-4 of the largest.
     """
-    fast = copy.deepcopy(module)
-    fold_batch_norm(fast, example)
-    kernels = [parameter.ndim for parameter in fast.parameters() if parameter.ndim > 1]
-    if kernels.count(4) > len(kernels) / 2:
-        fast = fast.to(memory_format=torch.channels_last)
-    with torch.no_grad():
-        difference = (output_tensor(fast(example)).float() - logits).abs().max()
-    return fast if difference <= 1e-4 * logits.abs().max() else module
+    module, example = classifier.module, classifier.example()
+    other = classifier.colour("white") - 2 * example
+    try:
+        fast = copy.deepcopy(module)
+        folded = fold_batch_norm(fast, example)
+        kernels = [parameter.ndim for parameter in fast.parameters() if parameter.ndim > 1]
+        if kernels.count(4) > len(kernels) / 2:
+            fast = fast.to(memory_format=torch.channels_last)
+        with torch.no_grad():
+            same = _same(output_tensor(fast(example)), logits) and _same(
+                output_tensor(fast(other)), output_tensor(module(other))
+            )
+    except Exception:  # noqa: BLE001  # a net may read what folding removes; it runs as it is, only slower
+        return module, {}
+    return (fast, folded) if same else (module, {})
+
+
+def _same(logits: Tensor, expected: Tensor) -> bool:
+    # Constant logits would agree with anything: they prove nothing.
+    return bool(expected.abs().max() > 0 and (logits - expected).abs().max() <= 1e-4 * expected.abs().max())
 
 
 def _suspicions(logits: Tensor) -> list[str]:
@@ -106,7 +139,7 @@ def _suspicions(logits: Tensor) -> list[str]:
 def _labels(built: zoo.Built, options: ModelOptions, classes: int) -> tuple[str, ...]:
     labels = read_labels(options.labels) if options.labels else built.labels
     if labels is None or (options.labels is None and len(labels) != classes):
-        return default_labels(classes)
+        return default_labels(classes) if built.imagenet else tuple(map(str, range(classes)))
     if len(labels) != classes:
         raise ValueError(
             f"--labels expects {classes} class names for this model, found {len(labels)} in {options.labels}"
@@ -134,11 +167,12 @@ def _preprocessing(own: Preprocessing, options: ModelOptions) -> Preprocessing:
     changes: dict[str, Any] = {}
     if options.input_size is not None:
         changes["size"] = options.input_size
-        if isinstance(own.resize, int):
-            changes["resize"] = round(own.resize * min(options.input_size) / min(own.size))
+        scales = [new / old for new, old in zip(options.input_size, own.size, strict=True)]
+        if isinstance(own.resize, int) and scales[0] == scales[1]:
+            changes["resize"] = round(own.resize * scales[0])
         elif own.resize is not None:
-            scales = (new / old for new, old in zip(options.input_size, own.size, strict=True))
-            changes["resize"] = tuple(round(side * scale) for side, scale in zip(own.resize, scales, strict=True))
+            sides = own.resize if isinstance(own.resize, tuple) else (own.resize, own.resize)
+            changes["resize"] = tuple(round(side * scale) for side, scale in zip(sides, scales, strict=True))
     for name in ("resize", "crop_mode", "interpolation"):
         if getattr(options, name) is not None:
             changes[name] = getattr(options, name)

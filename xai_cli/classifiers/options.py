@@ -26,6 +26,8 @@ class ModelOptions(Options):
                                        negative="random-weights")] = True  # fmt: skip
     device: Annotated[str, Option("auto, cpu, cuda, cuda:N or mps.")] = "auto"
     dtype: Annotated[Literal["float32", "bfloat16", "float16"], Option("Type the model computes in.")] = "float32"
+    fold: Annotated[bool, Option("Fold batch norm into the layer before it: faster, same scores.",
+                                 negative="no-fold")] = True  # fmt: skip
     compile: Annotated[bool, Option("Compile the model first; pays off in long runs.")] = False
     input_size: Annotated[tuple[int, int] | None, Option("Height and width of the model's input.", min=1)] = None
     resize: Annotated[int | None, Option("Shorter side before the crop.", min=1)] = None

@@ -36,12 +36,16 @@ _FORMS = "timm/NAME, torchvision/NAME, builtin/NAME, package.module:callable or 
 
 @dataclass(frozen=True)
 class Built:
-    """A module as its library makes it, what it expects of a picture, and its class names if it brings any."""
+    """A module as its library makes it, what it expects of a picture, and its class names if it brings any.
+
+    `imagenet` is False for a module of which nobody said that its classes are ImageNet's.
+    """
 
     module: nn.Module
     preprocessing: Preprocessing
     labels: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
+    imagenet: bool = True
 
 
 def build(name: str, *, pretrained: bool, classes: int | None, size: tuple[int, int] | None) -> Built:
@@ -59,7 +63,9 @@ def build(name: str, *, pretrained: bool, classes: int | None, size: tuple[int, 
             return _LIBRARIES[library](rest, pretrained, classes, size)
         if ":" in name:
             return _from_code(name, classes)
-    raise LookupError(f"--model expects {_FORMS}, found {name!r}; see 'xai models'")
+    known = [f"{library}/{model}" for library in _LIBRARIES for model in model_names(library)]
+    near = unknown("model", name, known, hint="see 'xai models'")
+    raise LookupError(f"--model expects {_FORMS}: {near}")
 
 
 def adopt(module: nn.Module) -> Built:
@@ -69,7 +75,8 @@ def adopt(module: nn.Module) -> Built:
     note = (
         "the model says nothing of its preprocessing: ImageNet's is used, override it with --input-size, --mean, --std"
     )
-    return Built(module, _own_preprocessing(module), notes=() if hasattr(module, "pretrained_cfg") else (note,))
+    known = hasattr(module, "pretrained_cfg")
+    return Built(module, _own_preprocessing(module), notes=() if known else (note,), imagenet=known)
 
 
 def model_names(library: str) -> list[str]:
@@ -96,6 +103,7 @@ def _from_timm(name: str, pretrained: bool, classes: int | None, size: tuple[int
         raise LookupError(unknown(f"weights of timm/{architecture}", tag, tags, hint=f"there are: {', '.join(tags)}"))
     arguments: dict[str, Any] = {} if classes is None else {"num_classes": classes}
     config: Any = timm.get_pretrained_cfg(name)
+    _check_head(f"timm/{name}", pretrained, classes, config.num_classes)
     if size is not None and config.fixed_input_size:
         arguments["img_size"] = size
     with _weights_at_hand(f"timm/{name}", config.hf_hub_id or config.url, pretrained):
@@ -115,8 +123,9 @@ def _from_torchvision(name: str, pretrained: bool, classes: int | None, size: tu
         kinds = [*choices.__members__]
         raise LookupError(unknown(f"weights of torchvision/{architecture}", tag, kinds, hint=f"there are: {kinds}"))
     weights = choices[tag or "DEFAULT"]
+    _check_head(f"torchvision/{name}", pretrained, classes, len(weights.meta["categories"]))
     with _weights_at_hand(f"torchvision/{name}", Path(weights.url).name, pretrained):
-        arguments = {} if classes is None or pretrained else {"num_classes": classes}
+        arguments = {} if classes is None else {"num_classes": classes}
         module = zoo.get_model(architecture, weights=weights if pretrained else None, **arguments)
     labels = tuple(weights.meta["categories"]) if pretrained else None
     return Built(module, Preprocessing.from_torchvision(weights.transforms()), labels)
@@ -125,6 +134,7 @@ def _from_torchvision(name: str, pretrained: bool, classes: int | None, size: tu
 def _from_package(name: str, pretrained: bool, classes: int | None, size: tuple[int, int] | None) -> Built:
     if name not in nets.NAMES:
         raise LookupError(unknown("embedded model", name, nets.NAMES, hint=f"there are: {', '.join(nets.NAMES)}"))
+    _check_head(f"builtin/{name}", pretrained, classes, len(nets.CLASSES))
     module: Any = nets.build(name)
     if pretrained:
         load_checkpoint(module, nets.weights_file(name))
@@ -132,6 +142,14 @@ def _from_package(name: str, pretrained: bool, classes: int | None, size: tuple[
         return Built(module, _own_preprocessing(module), nets.CLASSES)
     module.reset_classifier(classes)
     return Built(module, _own_preprocessing(module))
+
+
+def _check_head(name: str, pretrained: bool, classes: int | None, trained: int) -> None:
+    if pretrained and classes not in (None, trained):
+        raise ValueError(
+            f"the weights of {name} are for {trained} classes, and a head for {classes} would be untrained; "
+            "give its weights with --checkpoint, or --random-weights"
+        )
 
 
 _LIBRARIES: dict[str, Callable[[str, bool, int | None, tuple[int, int] | None], Built]] = {

@@ -60,7 +60,8 @@ def _section(path: Path, name: str, values: Any, options: type[Options]) -> dict
 
 
 def _field(key: Any) -> str:
-    return str(key).replace("-", "_")
+    # YAML reads the key `null` as nothing.
+    return "null" if key is None else str(key).replace("-", "_")
 
 
 def _yaml_key(field: str) -> str:

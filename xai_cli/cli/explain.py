@@ -52,7 +52,7 @@ def explain(
         for note in classifier.notes:
             _say(note)
         rows = engine(found, classifier, methods, inputs, run, drawing)
-        description = describe_run(classifier, methods, [model, run, drawing, inputs])
+        description = describe_run(images or [], classifier, methods, [model, run, drawing, inputs])
         for method, layers in description["layers"].items():
             for layer in layers:
                 _say(f"{method} looks at layer {layer}; choose another with --layer")
@@ -64,6 +64,8 @@ def explain(
 
 def chosen_methods(context: typer.Context, names: Sequence[str]) -> list[Method]:
     """The methods called `names`, each once, with the options that the configuration's sections give them."""
+    if not names:
+        raise typer.BadParameter("expected at least one method, found none; see 'xai methods'")
     sections = context.meta.get("sections", {})
     methods = []
     for name in dict.fromkeys(names):
@@ -84,7 +86,19 @@ def _found(images: list[str], inputs: InputOptions, run: RunOptions) -> Iterator
     if first is None:
         _say("no picture found; give files, folders that hold pictures, or a list with --files-from")
         raise typer.Exit(NO_INPUT)
-    return itertools.chain([first], found)
+    return _listed(itertools.chain([first], found))
+
+
+class _ListError(Exception):
+    """The list of pictures cannot be read on."""
+
+
+def _listed(images: Iterator[Any]) -> Iterator[Any]:
+    """The same pictures; a fault of the list is told apart from one of the output."""
+    try:
+        yield from images
+    except (OSError, ValueError) as error:
+        raise _ListError(str(error)) from error
 
 
 def _report(rows: Iterator[dict[str, Any]], run: RunOptions, paths: TextIO) -> int:
@@ -135,7 +149,7 @@ def _faults_told() -> Iterator[None]:
         yield
     except BrokenPipeError:
         raise
-    except FileExistsError as error:
+    except (FileExistsError, _ListError) as error:
         _fail(error, USAGE)
     except OSError as error:
         _fail(error, NO_OUTPUT)

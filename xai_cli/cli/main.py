@@ -91,15 +91,16 @@ def _methods() -> None:
 
 @app.command("models", rich_help_panel="Look around")
 def _models(
-    library: Annotated[Literal["builtin", "timm", "torchvision"], typer.Argument(help="Whose models.")],
+    library: Annotated[Literal["builtin", "timm", "torchvision", "all"], typer.Argument(help="Whose models.")] = "all",
     pattern: Annotated[str, typer.Argument(help="Only names that match, for instance 'resnet*'.")] = "*",
 ) -> None:
     """List the models of a library, as --model takes them."""
     from xai_cli.classifiers.zoo import model_names
 
-    for name in model_names(library):
-        if fnmatch(name, pattern):
-            typer.echo(f"{library}/{name}")
+    for each in ("builtin", "timm", "torchvision") if library == "all" else (library,):
+        for name in model_names(each):
+            if fnmatch(name, pattern):
+                typer.echo(f"{each}/{name}")
 
 
 def _add_method(method: type[Method]) -> None:

@@ -12,6 +12,7 @@ from xai_cli.classifiers.classifier import Classifier
 from xai_cli.engine.outcomes import Explained, Failed, Loaded, Map, Outcome
 from xai_cli.engine.plain_pass import PlainPass, plain_pass
 from xai_cli.methods.contract import Attribution, Method, Needs
+from xai_cli.sentences import reason
 from xai_cli.targets import Target, TargetRule
 
 _HOPELESS = 8
@@ -47,8 +48,11 @@ class Attributor:
                     failures += 1
                     last = f"{outcome.type}: {outcome.message}"
                 yield outcome
-                if failures >= _HOPELESS and not explained:
+                if failures == _HOPELESS and not explained:
                     raise HopelessError(f"the first {failures} pictures all failed, the last with {last}")
+
+        if failures and not explained:
+            raise HopelessError(f"no picture could be explained, the last of {failures} failed with {last}")
 
     def _batch(self, batch: list[Loaded | Failed]) -> list[Outcome]:
         loaded = [item for item in batch if isinstance(item, Loaded)]
@@ -65,7 +69,7 @@ class Attributor:
             failure = error
         if len(pictures) > 1:
             return [outcome for picture in pictures for outcome in self._guarded([picture])]
-        return [Failed(pictures[0].key, "attribute", type(failure).__name__, str(failure))]
+        return [Failed(pictures[0].key, "attribute", type(failure).__name__, reason(failure))]
 
     def _explained(self, pictures: list[Loaded]) -> Iterator[Explained]:
         passed = self._pass(pictures)

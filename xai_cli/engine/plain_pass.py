@@ -92,9 +92,23 @@ def attribute(
     rule = parse_target(target, classifier.labels) if isinstance(target, str) else None
     if rule is not None and (rule.how == "label" or rule.count > 1):
         raise ValueError(f"a tensor batch takes one target per picture, found {target!r}; give predicted or a class")
+    if rule is None:
+        _check_targets(target, len(inputs), len(classifier.labels))  # type: ignore[arg-type]  # it is no text
+    if not len(inputs) or chunk < 1:
+        raise ValueError(f"expected at least one picture and a chunk of at least 1, found {len(inputs)} and {chunk}")
     passed = plain_pass(classifier, inputs, union(classifier, [method]))
     if rule is None:
         return method.attribute(passed.evidence(target, chunk=chunk))  # type: ignore[arg-type]  # it is no text
     logits = passed.logits.detach().cpu().numpy()
     targets = [rule.choose(row, "", classifier.labels)[0] for row in logits]
     return method.attribute(passed.evidence(targets, chunk=chunk))
+
+
+def _check_targets(targets: Sequence[Target], pictures: int, classes: int) -> None:
+    if len(targets) != pictures:
+        raise ValueError(f"expected one target for each of {pictures} pictures, found {len(targets)}")
+    if len({target.against is None for target in targets}) > 1:
+        raise ValueError("expected all targets with a class to explain against, or none; found both kinds in one batch")
+    indices = [index for target in targets for index in (target.index, target.against) if index is not None]
+    if not all(0 <= index < classes for index in indices):
+        raise ValueError(f"expected classes from 0 to {classes - 1}, found {sorted(indices)}")

@@ -28,17 +28,20 @@ def begin_run(out: Path, description: dict[str, Any], *, overwrite: bool) -> Non
     """
     if out.exists() and not out.is_dir():
         raise NotADirectoryError(f"--out expects a folder, found the file {out}; give another name")
-    if (out / "run.json").exists():
+    if any((out / name).exists() for name in ("run.json", "manifest.jsonl")):
         if not overwrite:
             raise FileExistsError(f"{out} already holds a run; give another folder with --out, or --overwrite")
         _remove_run(out)
     write_atomically(out / "run.json", json.dumps(description, indent=2).encode("ascii") + b"\n")
 
 
-def describe_run(classifier: Classifier, methods: Sequence[Method], options: Sequence[Options]) -> dict[str, Any]:
-    """The content of `run.json`: model, methods, every option, versions."""
+def describe_run(
+    pictures: Sequence[str], classifier: Classifier, methods: Sequence[Method], options: Sequence[Options]
+) -> dict[str, Any]:
+    """The content of `run.json`: pictures as they were asked for, model, methods, every option, versions."""
     return {
         "schema": SCHEMA,
+        "pictures": list(pictures),
         "model": {
             "name": classifier.name,
             "sha256": classifier.digest,
@@ -60,7 +63,7 @@ def _remove_run(out: Path) -> None:
     try:
         methods = json.loads((out / "run.json").read_text())["methods"]
         folders = [resolve_inside(out, PurePosixPath(method)) for method in methods]
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise FileExistsError(f"{out}/run.json was not written by xai; give another folder with --out") from error
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)

@@ -44,8 +44,8 @@ class Evidence:
         classifier: the model, for methods that need passes of their own.
         inputs: `(B, C, h, w)` float32, preprocessed.
         targets: `(B,)` class indices that are explained.
-        contrasts: `(B,)` class indices to explain against, or None. The score is then `logit[target] -
-        logit[contrast]`. logits: `(B, K)` float32.
+        contrasts: `(B,)` class indices to explain against, or None; the score is then the difference of the two logits.
+        logits: `(B, K)` float32.
         input_gradient: `(B, C, h, w)` gradient of the score, if some method needs it.
         activations, gradients: `{layer: tensor as the layer gave it, batch first}`, if some method needs them.
         chunk: rows per pass that the memory budget allows.
@@ -69,8 +69,7 @@ class Evidence:
         return chosen - logits.gather(1, self.contrasts[rows, None]).squeeze(1)
 
     def chunks(self, samples: int) -> Iterator[tuple[Tensor, Tensor, int]]:
-        """All pairs (picture, sample) packed into full chunks: yields `rows (n,)`, `samples (n,)` and how many are
-        real.
+        """All pairs (picture, sample) packed into full chunks: `rows (n,)`, `samples (n,)` and how many are real.
 
         Every chunk has the same number of rows, the last filled up with copies of its last pair, because the same shape
         gives a picture the same bytes whatever its neighbours.

@@ -12,7 +12,11 @@ Sundararajan, Taly, Yan: Axiomatic Attribution for Deep Networks, 2017 (arXiv:17
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from xai_cli.methods.contract import Attribution, Evidence, Method, Needs
 from xai_cli.options import Option
@@ -21,6 +25,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from xai_cli.classifiers.classifier import Classifier
+
+_MOST_NODES = 1000  # the nodes are eigenvalues of a matrix of that size
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,14 @@ class IntegratedGradients(Method):
         Literal["gauss-legendre", "midpoint"], Option("How the steps are placed and weighted along the path.")
     ] = "midpoint"  # nets of kinks gain nothing from a rule made for smooth functions
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.quadrature == "gauss-legendre" and self.steps > _MOST_NODES:
+            raise ValueError(
+                f"--steps expects at most {_MOST_NODES} for gauss-legendre, found {self.steps}; "
+                "--quadrature midpoint takes more"
+            )
+
     def needs(self, classifier: Classifier) -> Needs:
         return Needs()
 
@@ -47,8 +61,7 @@ class IntegratedGradients(Method):
 
         inputs = evidence.inputs
         baselines = self._baselines(evidence)
-        places, weights = self._nodes()
-        places, weights = places.to(inputs), weights.to(inputs)
+        places, weights = (torch.from_numpy(each).to(inputs) for each in _nodes(self.quadrature, self.steps))
         integral = torch.zeros_like(inputs)
         for rows, steps, real in evidence.chunks(self.steps):
             points = torch.lerp(baselines[rows], inputs[rows], places[steps, None, None, None])
@@ -56,22 +69,10 @@ class IntegratedGradients(Method):
             integral.index_add_(0, rows[:real], gradient[:real])
         relevance = ((inputs - baselines) * integral).sum(dim=1)
         change = evidence.scores(evidence.logits) - self._baseline_scores(evidence, baselines)
-        gap = (relevance.sum(dim=(1, 2)) - change).abs() / change.abs()
+        missing = (relevance.sum(dim=(1, 2)) - change).abs()
         # A picture that is its own baseline has nothing to explain: 0 / 0 is a gap of 0.
-        gap = torch.where(change == 0, relevance.sum(dim=(1, 2)).abs(), gap)
+        gap = torch.where(missing == 0, 0, missing / change.abs())
         return Attribution(relevance, signed=True, checks={"completeness_gap": gap})
-
-    def _nodes(self) -> tuple[Tensor, Tensor]:
-        """Places in 0..1 and weights summing to 1, both `(steps,)` float64."""
-        import numpy as np
-        import torch
-
-        if self.quadrature == "midpoint":
-            places, weights = (np.arange(self.steps) + 0.5) / self.steps, np.full(self.steps, 1 / self.steps)
-        else:
-            nodes, weights = np.polynomial.legendre.leggauss(self.steps)
-            places, weights = (nodes + 1) / 2, weights / 2
-        return torch.from_numpy(places), torch.from_numpy(weights)
 
     def _baselines(self, evidence: Evidence) -> Tensor:
         """`(B, C, h, w)`; the same constant picture for all rows, or each picture blurred."""
@@ -94,3 +95,12 @@ class IntegratedGradients(Method):
                 return evidence.scores(evidence.classifier.logits(baselines))
             # One pass of one row serves every picture: the baseline is the same.
             return evidence.scores(evidence.classifier.logits(baselines[:1]).expand(len(baselines), -1))
+
+
+@lru_cache(maxsize=4)
+def _nodes(quadrature: str, steps: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Places in 0..1 and weights summing to 1, both `(steps,)`."""
+    if quadrature == "midpoint":
+        return (np.arange(steps) + 0.5) / steps, np.full(steps, 1 / steps)
+    nodes, weights = np.polynomial.legendre.leggauss(steps)
+    return (nodes + 1) / 2, weights / 2

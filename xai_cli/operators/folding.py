@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,42 +19,49 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
 _PRODUCERS = (torch.conv1d, torch.conv2d, torch.conv3d, F.linear)
+_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+# Reading these says nothing of a tensor's values; reading `.data` or `.mT` hands them on.
+_FACTS = {"shape", "ndim", "dtype", "device", "requires_grad", "layout", "is_cuda", "is_cpu", "is_mps", "names"}
 
 
-def fold_batch_norm(module: nn.Module, example: Tensor) -> int:
-    """Folds what can be folded, in place, and returns how many batch norms are gone; outputs stay the same.
+def fold_batch_norm(module: nn.Module, example: Tensor) -> dict[str, str]:
+    """Folds what can be folded, in place, and returns `{layer: name of the batch norm whose output it now gives}`.
 
     A norm is folded if its input is the output of one convolution or linear layer that feeds nothing else, and if both
-    are used once. The module must be in eval mode; `example` `(B, C, h, w)` is run once.
+    are used once. The module must be in eval mode; `example` `(B, C, h, w)` is run once. What a net does with numbers
+    read off its tensors cannot be watched, so compare the outputs afterwards.
     """
-    owners = {id(parameter): layer for layer in module.modules() for parameter in layer.parameters(recurse=False)}
-    norms = {id(layer.running_mean): layer for layer in module.modules() if isinstance(layer, _BatchNorm)}
+    names = {layer: name for name, layer in module.named_modules()}
+    owners = _owners(module)
+    norms = {id(layer.running_mean): layer for layer in names if isinstance(layer, _BatchNorm)}
     with torch.no_grad(), _Watch() as watch:
         module(example)
-    replacements: dict[nn.Module, nn.Module] = {}
-    for call in watch.norms:
-        norm, weight = norms.get(id(call.running_mean)), watch.producers.get(id(call.input))
+    folded: dict[nn.Module, nn.Module] = {}
+    for norm_input, running_mean in watch.norms:
+        norm, (weight, bias) = norms.get(id(running_mean)), watch.producers.get(id(norm_input), (None, None))
         producer = owners.get(id(weight))
-        if weight is not getattr(producer, "weight", None) or norm is None or weight is None:
+        if norm is None or weight is None or producer is None or bias is not producer.bias:
             continue
-        used_once = all(watch.uses[id(tensor)] == 1 for tensor in (call.input, weight, call.running_mean))
+        used = [norm_input, weight, running_mean, *([] if bias is None else [bias])]
         # A linear layer over tokens (B, N, C) has its channels last, the norm looks at axis 1.
-        if not used_once or (weight.ndim == 2 and call.input.ndim != 2):
+        if any(watch.uses[id(tensor)] != 1 for tensor in used) or (weight.ndim == 2 and norm_input.ndim != 2):
             continue
-        assert producer is not None
         _fold(producer, norm)
-        replacements[norm] = _without_norm(norm)
-    for layer in list(module.modules()):
-        for name, child in layer.named_children():
-            if child in replacements:
-                setattr(layer, name, replacements[child])
-    return len(replacements)
+        folded[norm] = producer
+    for name, layer in list(module.named_modules(remove_duplicate=False)):
+        if layer in folded:
+            parent, _, attribute = name.rpartition(".")
+            setattr(module.get_submodule(parent), attribute, _without_norm(layer))
+    return {names[producer]: names[norm] for norm, producer in folded.items()}
 
 
-@dataclass(frozen=True)
-class _NormCall:
-    input: Tensor
-    running_mean: Tensor
+def _owners(module: nn.Module) -> dict[int, nn.Module]:
+    """The layer of each `weight` by the tensor's id; a weight that two layers share belongs to none."""
+    weighted = [layer for layer in module.modules() if isinstance(getattr(layer, "weight", None), Tensor)]
+    weights = Counter(id(layer.weight) for layer in weighted)
+    return {
+        id(layer.weight): layer for layer in weighted if isinstance(layer, _LAYERS) and weights[id(layer.weight)] == 1
+    }
 
 
 class _Watch(TorchFunctionMode):
@@ -63,8 +69,8 @@ class _Watch(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.producers: dict[int, Tensor] = {}
-        self.norms: list[_NormCall] = []
+        self.producers: dict[int, tuple[Tensor, Tensor | None]] = {}
+        self.norms: list[tuple[Tensor, Tensor]] = []
         self.uses: Counter[int] = Counter()
         self.alive: list[Tensor] = []
 
@@ -73,7 +79,7 @@ class _Watch(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         output = function(*args, **kwargs)
-        if _is_property(function):
+        if _is_fact(function):
             return output
         for tensor in _tensors((args, kwargs)):
             self.uses[id(tensor)] += 1
@@ -81,19 +87,21 @@ class _Watch(TorchFunctionMode):
         if isinstance(output, Tensor):
             self.alive.append(output)
         if function in _PRODUCERS:
-            self.producers[id(output)] = args[1] if len(args) > 1 else kwargs["weight"]
-        if function is F.batch_norm and not _argument(args, kwargs, 5, "training", False):
-            self.norms.append(_NormCall(args[0], _argument(args, kwargs, 1, "running_mean", None)))
+            self.producers[id(output)] = _argument(args, kwargs, 1, "weight"), _argument(args, kwargs, 2, "bias")
+        if function is F.batch_norm and not _argument(args, kwargs, 5, "training"):
+            self.norms.append((args[0], _argument(args, kwargs, 1, "running_mean")))
         return output
 
 
-def _is_property(function: Callable[..., Any]) -> bool:
-    """Reading `x.shape` or `x.dtype` is a call like any other here, but uses nothing of the tensor's values."""
-    return getattr(function, "__name__", "") in ("__get__", "size", "dim", "stride", "is_contiguous", "numel")
+def _is_fact(function: Callable[..., Any]) -> bool:
+    """Reading `x.shape` is a call like any other here, but uses nothing of the tensor's values."""
+    if getattr(function, "__name__", "") == "__get__":
+        return function.__self__.__name__ in _FACTS  # type: ignore[attr-defined]  # a property's descriptor
+    return getattr(function, "__name__", "") in ("size", "dim", "stride", "is_contiguous", "numel")
 
 
-def _argument(args: tuple[Any, ...], kwargs: dict[str, Any], place: int, name: str, default: Any) -> Any:
-    return args[place] if len(args) > place else kwargs.get(name, default)
+def _argument(args: tuple[Any, ...], kwargs: dict[str, Any], place: int, name: str) -> Any:
+    return args[place] if len(args) > place else kwargs.get(name)
 
 
 def _tensors(value: Any) -> list[Tensor]:
@@ -126,7 +134,7 @@ def _fold(producer: nn.Module, norm: _BatchNorm) -> None:
     producer.bias = nn.Parameter(shift.to(producer.weight.dtype), requires_grad=False)
 
 
-def _without_norm(norm: _BatchNorm) -> nn.Module:
+def _without_norm(norm: nn.Module) -> nn.Module:
     """What a folded norm leaves behind: nothing, or the activation that timm's norm layers carry."""
     rest = [part for part in (getattr(norm, "drop", None), getattr(norm, "act", None)) if part is not None]
     rest = [part for part in rest if not isinstance(part, nn.Identity)]

@@ -11,7 +11,6 @@ import zlib
 from functools import lru_cache
 from io import BytesIO
 from math import ceil, floor
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +18,6 @@ from PIL import Image, ImageDraw
 
 from xai_cli.heatmaps import colour_limit, palette, quantise, strength
 from xai_cli.images.geometry import Geometry
-
-RENDERS = Literal["overlay", "heatmap", "side-by-side", "none"]
 
 Edges = tuple[float, float, float, float]
 Pixels = tuple[int, int, int, int]
