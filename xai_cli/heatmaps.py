@@ -19,7 +19,7 @@ ZERO = 127
 """The palette index of zero relevance in a signed map."""
 
 
-def colour_limit(relevance: NDArray[np.float32], percentile: float = 99.5) -> float:
+def colour_limit(relevance: NDArray[np.float32], percentile: float = 97.0) -> float:
     """Return the absolute value that gets the strongest colour: a percentile of `|relevance|`, always above zero.
 
     A percentile rather than the maximum, because a single extreme pixel would leave the rest of the map without colour.

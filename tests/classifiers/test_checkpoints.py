@@ -111,3 +111,11 @@ def test_tells_a_truncated_file(tmp_path):
 def test_tells_a_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError, match="--checkpoint expects a file, found nothing at"):
         read_state(tmp_path / "none.pt")
+
+
+def test_tells_what_was_expected_of_a_file_of_another_kind(tmp_path):
+    (tmp_path / "photo.pth").write_bytes(b"\xff\xd8\xff\xe0 a photo")
+    with pytest.raises(
+        ValueError, match=r"not a readable checkpoint: expected safetensors, or what torch\.save writes"
+    ):
+        read_state(tmp_path / "photo.pth")

@@ -279,7 +279,7 @@ def test_lists_and_arguments_that_cannot_be_are_refused() -> None:
         (["--labels", "three.txt", "--target", "hot dogg"], "no class is named 'hot dogg'; did you mean 'hot dog'?"),
         (["--labels", "nowhere.txt"], "--labels expects a file, found nothing at nowhere.txt"),
         (["--checkpoint", "nowhere.pt"], "--checkpoint expects a file, found nothing at nowhere.pt"),
-        (["--checkpoint", "two.txt"], "two.txt was refused: it holds more than tensors"),
+        (["--checkpoint", "two.txt"], "two.txt is not a readable checkpoint: expected safetensors"),
         (["--device", "cudda"], "--device cudda cannot be used here ("),
         (["--percentile", "nan"], "--percentile expects 1 to 100, found nan"),
         (["--config", "layer.yaml", "-m", "gradcam"], "no layer is named '9'"),

@@ -105,3 +105,30 @@ def test_every_preset_is_explained_and_runs(preset: Path, net: str, pictures: Pa
 
 def test_there_are_presets() -> None:
     assert {"quick", "audit", "paper"} <= {preset.stem for preset in PRESETS}
+
+
+LOUD = """
+import os, sys
+import xai_cli.cli.main as command_line
+
+summary = command_line.summary
+command_line.summary = lambda method: (os.write(1, b"a library in C"), summary(method))[1]
+sys.argv[1:] = ["methods"]
+command_line.main()
+"""
+
+
+def test_standard_output_is_ours_alone_whoever_writes_to_its_descriptor() -> None:
+    done = subprocess.run([sys.executable, "-c", LOUD], capture_output=True, text=True, check=True)
+    assert "a library in C" in done.stderr
+    assert "a library in C" not in done.stdout
+    assert done.stdout.startswith("gradcam\tcam\t")
+
+
+@pytest.mark.parametrize(("stdout", "code", "said"), [(">&-", 0, ""), ("> /dev/full", 5, "standard output cannot be")])
+def test_a_standard_output_that_takes_nothing_is_no_traceback(stdout: str, code: int, said: str) -> None:
+    command = f"{sys.executable} -m xai_cli methods {stdout}"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert done.returncode == code
+    assert said in done.stderr
+    assert len(done.stderr.splitlines()) == (1 if said else 0)

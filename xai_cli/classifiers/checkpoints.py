@@ -81,6 +81,10 @@ def digest(module: nn.Module) -> str:
 
 
 def _load_pickle(path: Path) -> Any:
+    with path.open("rb") as file:
+        # A zip archive, or the bare pickle that torch.save wrote before it made archives.
+        if file.read(2)[:1] not in (b"P", b"\x80"):
+            raise ValueError("expected safetensors, or what torch.save writes")
     # timm's training script stores its arguments as a Namespace: plain data.
     with torch.serialization.safe_globals([Namespace]):
         return torch.load(path, map_location="cpu", weights_only=True)

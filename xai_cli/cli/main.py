@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from fnmatch import fnmatch
 from inspect import Parameter
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TextIO
 
 import typer
 
@@ -21,6 +22,7 @@ from xai_cli.cli.explain import explain
 from xai_cli.engine.options import DrawingOptions, InputOptions, RunOptions
 from xai_cli.methods import METHODS, summary
 from xai_cli.methods.contract import Method
+from xai_cli.sentences import reason
 
 app = typer.Typer(
     help="Explain image classifiers: folders of pictures in, raw attribution arrays and heatmaps out.",
@@ -51,17 +53,30 @@ _METHOD = Parameter(
 
 def main() -> None:
     """Runs the command line and ends the process with its exit code."""
-    # File names are bytes; those that are no text must come out as they came in.
-    sys.stdout.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
-    stdout = sys.stdout
+    stdout = sys.stdout = _kept_stdout()
     try:
         app()
     except SystemExit as end:
         if not _reader_gone(end):
             raise
-        # Python would complain again when it flushes the closed stream at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stdout.fileno())
-        sys.exit(141)
+        code = 141
+    except OSError as error:
+        print(f"xai: error: standard output cannot be written: {reason(error)}", file=sys.stderr)
+        code = 5
+    # Python would complain again when it flushes the stream at exit.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stdout.fileno())
+    sys.exit(code)
+
+
+def _kept_stdout() -> TextIO:
+    """Standard output for us alone: whatever else writes to its descriptor, a library in C say, goes to stderr."""
+    if sys.stdout is None:  # closed by whoever started us
+        return open(os.devnull, "w")
+    # File names are bytes; those that are no text must come out as they came in.
+    kept = os.fdopen(os.dup(1), "w", encoding=sys.stdout.encoding, errors="surrogateescape")
+    with suppress(OSError):  # stderr may be closed
+        os.dup2(2, 1)
+    return kept
 
 
 def _reader_gone(end: SystemExit) -> bool:

@@ -38,7 +38,7 @@ def draw(
     *,
     signed: bool,
     render: str,
-    percentile: float = 99.5,
+    percentile: float = 97.0,
     limit: float | None = None,
 ) -> Image.Image:
     """Return the picture of one map `(h, w)`.

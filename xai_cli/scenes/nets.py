@@ -31,7 +31,7 @@ def build(name: str) -> nn.Module:
     Its `pretrained_cfg` carries the preprocessing, where `timm.data.resolve_model_data_config` finds it.
     """
     module: Any = _builder(name)()
-    module.pretrained_cfg = PREPROCESSING | {"num_classes": len(CLASSES), "label_names": CLASSES}
+    module.pretrained_cfg = PREPROCESSING | {"num_classes": len(CLASSES)}
     return module
 
 
