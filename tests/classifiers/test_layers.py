@@ -93,3 +93,11 @@ def test_says_so_when_a_layer_takes_no_part():
     net.forward = lambda x: nn.Sequential(*list(net)[:-1])(x)
     with pytest.raises(ValueError, match="layer 'idle' takes no part in the forward pass"):
         classifier_of(net).feature_layer("idle")
+
+
+def test_says_so_when_a_net_keeps_no_gradient():
+    net = conv_net()
+    forward = net.forward
+    net.forward = torch.no_grad()(lambda x: forward(x))
+    with pytest.raises(ValueError, match="keeps no gradient; take torch.no_grad out of it"):
+        classifier_of(net).feature_layer()

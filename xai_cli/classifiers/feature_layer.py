@@ -1,5 +1,4 @@
-"""Which layer a class activation map looks at: the last whose positions lie as in the picture and still reach the
-scores.
+"""Which layer a class activation map looks at: the last one with a grid of positions that still reach the scores.
 
 Nothing is known of an architecture beforehand. One pass with a gradient shows what each layer's output is, and whether
 the scores still depend on every position of it: behind the last attention of a net that reads its class token they do
@@ -106,6 +105,8 @@ def _trace(module: nn.Module, example: Tensor) -> list[_Record]:
 
     with torch.enable_grad(), _hooked(module, keep):
         output = output_tensor(module(example))
+    if not output.requires_grad:
+        raise ValueError("the model's forward pass keeps no gradient; take torch.no_grad out of it")
     # Any one score may be cut off by a last ReLU, and their plain sum is constant after a softmax.
     mix = torch.rand(output.shape, generator=torch.Generator().manual_seed(0)).to(output)
     gradients = torch.autograd.grad((mix * output).sum(), [record.tensor for record in records], allow_unused=True)
