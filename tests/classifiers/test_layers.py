@@ -99,5 +99,5 @@ def test_says_so_when_a_net_keeps_no_gradient():
     net = conv_net()
     forward = net.forward
     net.forward = torch.no_grad()(lambda x: forward(x))
-    with pytest.raises(ValueError, match="keeps no gradient; take torch.no_grad out of it"):
+    with pytest.raises(ValueError, match=r"keeps no gradient; take torch\.no_grad out of it"):
         classifier_of(net).feature_layer()
