@@ -15,13 +15,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
 from xai_cli.methods.contract import Attribution, Evidence, Method, Needs
 from xai_cli.options import Option
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from xai_cli.classifiers.classifier import Classifier
@@ -100,6 +99,8 @@ class IntegratedGradients(Method):
 @lru_cache(maxsize=4)
 def _nodes(quadrature: str, steps: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Places in 0..1 and weights summing to 1, both `(steps,)`."""
+    import numpy as np
+
     if quadrature == "midpoint":
         return (np.arange(steps) + 0.5) / steps, np.full(steps, 1 / steps)
     nodes, weights = np.polynomial.legendre.leggauss(steps)
