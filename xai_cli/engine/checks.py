@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 # A map above a bound is still written; its row says so, and `--strict` counts it as a failure.
 BOUNDS: dict[str, tuple[float, str]] = {
