@@ -262,6 +262,8 @@ def test_code_of_yours_is_loaded_from_a_file(tmp_path):
         "def text():\n    return 'a net'\n"
     )
     assert load_classifier(f"{tmp_path}/mine.py:net").labels == ("0", "1")
+    with pytest.raises(ValueError, match=r"--random-weights cannot undo what .*mine\.py:net builds"):
+        load_classifier(f"{tmp_path}/mine.py:net", pretrained=False)
     with pytest.raises(ValueError, match="broken fails with KeyError: 'weights'"):
         load_classifier(f"{tmp_path}/mine.py:broken")
     with pytest.raises(ValueError, match=r"must be a torch\.nn.Module or a function that returns one"):

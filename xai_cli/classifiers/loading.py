@@ -33,6 +33,8 @@ def load_classifier(model: str | nn.Module = DEFAULT_MODEL, **options: Any) -> C
         return _finish(zoo.adopt(_copied(model)), chosen)
     # A checkpoint replaces every weight, so the library's own need not be had.
     pretrained = chosen.pretrained and chosen.checkpoint is None
+    if not chosen.pretrained and zoo.is_code(model):
+        raise ValueError(f"--random-weights cannot undo what {model} builds; let the function build it so")
     built = zoo.build(model, pretrained=pretrained, classes=chosen.num_classes, size=chosen.input_size)
     return _finish(built, chosen)
 

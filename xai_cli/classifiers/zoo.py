@@ -61,11 +61,16 @@ def build(name: str, *, pretrained: bool, classes: int | None, size: tuple[int, 
         torch.manual_seed(0)
         if library in _LIBRARIES and rest:
             return _LIBRARIES[library](rest, pretrained, classes, size)
-        if ":" in name:
+        if is_code(name):
             return _from_code(name, classes)
     known = [f"{library}/{model}" for library in _LIBRARIES for model in model_names(library)]
     near = unknown("model", name, known, hint="see 'xai models'")
     raise LookupError(f"--model expects {_FORMS}: {near}")
+
+
+def is_code(name: str) -> bool:
+    """True for `file.py:callable` and `package.module:callable`, the user's own code."""
+    return name.partition("/")[0] not in _LIBRARIES and ":" in name
 
 
 def adopt(module: nn.Module) -> Built:
