@@ -132,3 +132,9 @@ def test_a_standard_output_that_takes_nothing_is_no_traceback(stdout: str, code:
     assert done.returncode == code
     assert said in done.stderr
     assert len(done.stderr.splitlines()) == (1 if said else 0)
+
+
+def test_each_path_leaves_at_once_and_not_when_the_run_ends() -> None:
+    code = "import os; from xai_cli.cli import main; print('a path', file=main._kept_stdout()); os._exit(0)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "a path\n"

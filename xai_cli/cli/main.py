@@ -73,7 +73,8 @@ def _kept_stdout() -> TextIO:
     if sys.stdout is None:  # closed by whoever started us
         return open(os.devnull, "w")
     # File names are bytes; those that are no text must come out as they came in.
-    kept = os.fdopen(os.dup(1), "w", encoding=sys.stdout.encoding, errors="surrogateescape")
+    # Line by line, so that whoever reads has each path as soon as its files are in place.
+    kept = os.fdopen(os.dup(1), "w", buffering=1, encoding=sys.stdout.encoding, errors="surrogateescape")
     with suppress(OSError):  # stderr may be closed
         os.dup2(2, 1)
     return kept
