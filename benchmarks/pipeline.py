@@ -27,8 +27,12 @@ from PIL import Image
 from xai_cli import find_method, load_classifier
 from xai_cli.classifiers import zoo
 from xai_cli.classifiers.classifier import Classifier
-from xai_cli.engine.explain import explain
+from xai_cli.engine.explain import Stations, explain
 from xai_cli.engine.options import DrawingOptions, InputOptions, RunOptions
+from xai_cli.engine.overview import write_overview
+from xai_cli.engine.request import Request, describe_found
+from xai_cli.engine.run_folder import RunFolder
+from xai_cli.engine.stopping import Stop
 from xai_cli.images.decode import decode
 from xai_cli.images.sources import find_images
 from xai_cli.scenes.drawing import CLASSES, draw_scene
@@ -50,11 +54,16 @@ def make_photos(folder: Path, count: int) -> None:
 
 def run_seconds(classifier: Classifier, photos: Path, out: Path) -> float:
     """Wall seconds of a whole run of `gradcam`, files included."""
-    options = RunOptions(out=out, batch_size=BATCH)
+    methods, inputs, drawing = [find_method("gradcam")()], InputOptions(), DrawingOptions()
+    run = RunOptions(out=out, batch_size=BATCH)
     start = time.perf_counter()
-    images = find_images([str(photos)])
-    for row in explain(images, classifier, [find_method("gradcam")()], InputOptions(), options, DrawingOptions()):
-        assert row["status"] == "ok", row
+    with RunFolder(out, Request.of([str(photos)], methods, [run, drawing, inputs])) as folder:
+        folder.begin(describe_found(classifier, methods))
+        images = folder.owed(find_images([str(photos)]), front=drawing.overview)
+        stations = Stations.of(classifier, methods, inputs, run, drawing)
+        for record in explain(images, stations, folder, run, Stop()):
+            assert all(row["status"] == "ok" for row in record), record
+        write_overview(out, folder.settle(), ["gradcam"], inputs, drawing)
     return time.perf_counter() - start
 
 

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike
 from typer.testing import CliRunner
+
+from xai_cli.engine.options import DrawingOptions, InputOptions, RunOptions
+from xai_cli.engine.overview import write_overview
+from xai_cli.engine.request import Request, describe_found
+from xai_cli.engine.run_folder import RunFolder
+from xai_cli.engine.stopping import Stop
+from xai_cli.images.sources import ImageRef
+from xai_cli.methods.contract import Method
+from xai_cli.outputs.manifest import Row
+
+if TYPE_CHECKING:
+    from xai_cli.classifiers.classifier import Classifier
 
 
 def assert_close(actual: ArrayLike, expected: ArrayLike, *, rtol: float, atol: float) -> None:
@@ -30,6 +44,27 @@ def assert_close(actual: ArrayLike, expected: ArrayLike, *, rtol: float, atol: f
         f"{np.count_nonzero(excess > 0)} of {excess.size} values differ, most at [{', '.join(map(str, worst))}]: "
         f"found {found[worst]:.9g}, expected {wanted[worst]:.9g}, ratio {ratio:.6g}"
     )
+
+
+def explained(
+    images: Iterable[ImageRef],
+    classifier: Classifier,
+    methods: Sequence[Method],
+    run: RunOptions,
+    drawing: DrawingOptions | None = None,
+    inputs: InputOptions | None = None,
+) -> list[Row]:
+    """The rows of a run from Python, in the order of the pictures; its folder is complete."""
+    from xai_cli.engine.explain import Stations, explain
+
+    drawing, inputs = drawing or DrawingOptions(), inputs or InputOptions()
+    with RunFolder(run.out, Request.of([], methods, [run, drawing, inputs])) as folder:
+        stations = Stations.of(classifier, methods, inputs, run, drawing)
+        folder.begin(describe_found(classifier, methods))
+        owed = folder.owed(images, retry_errors=run.retry_errors, front=drawing.overview)
+        rows = [row for record in explain(owed, stations, folder, run, Stop()) for row in record]
+        write_overview(run.out, folder.settle(), [method.name for method in methods], inputs, drawing)
+    return rows
 
 
 @dataclass(frozen=True)

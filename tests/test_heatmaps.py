@@ -15,6 +15,23 @@ def test_limit_is_the_percentile_of_the_magnitude() -> None:
     assert colour_limit(relevance, 100) == 1000
 
 
+@pytest.mark.parametrize("size", [1, 2, 17, 40, 1000, 50176])
+@pytest.mark.parametrize("percentile", [0, 1, 50, 97, 99.9, 100])
+def test_limit_is_the_percentile_of_numpy(size: int, percentile: float) -> None:
+    generator = np.random.default_rng(size)
+    ascending = np.sort(np.abs(generator.standard_normal(size).astype(np.float32)))
+    sampled_at_its_peaks = np.where(np.arange(size) % 16, ascending, 9).astype(np.float32)
+    for relevance in (ascending, -ascending[::-1], ascending**9, np.round(ascending) + 1, sampled_at_its_peaks):
+        expected = np.percentile(np.abs(relevance), percentile)
+        assert colour_limit(relevance.reshape(1, -1), percentile) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("percentile", [-1, 101])
+def test_limit_refuses_an_impossible_percentile(percentile: float) -> None:
+    with pytest.raises(ValueError, match="Percentiles must be in the range"):
+        colour_limit(np.ones((30, 30), np.float32), percentile)
+
+
 @pytest.mark.parametrize(("values", "limit"), [([0.0] * 1000, 1.0), ([0.0] * 999 + [-3.0], 3.0), ([2.5] * 9, 2.5)])
 def test_limit_of_flat_and_sparse_maps_is_above_zero(values: list[float], limit: float) -> None:
     assert colour_limit(np.array([values], np.float32)) == limit

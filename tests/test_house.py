@@ -28,7 +28,7 @@ FLOORS = [
     ["outputs"],
     ["images"],
     ["heatmaps", "options", "targets"],
-    ["sentences"],
+    ["digests", "sentences"],
 ]
 LEVEL = {name: -level for level, names in enumerate(FLOORS) for name in names}
 
@@ -119,7 +119,7 @@ def test_the_lower_floors_never_import_torch() -> None:
 
 
 def test_help_and_lists_never_import_torch() -> None:
-    commands = [["--help"], ["--version"], ["methods"], ["ig", "--help"], ["explain", "--help"], ["gradcm"]]
+    commands = [["--help"], ["--version"], ["methods"], ["models"], ["ig", "--help"], ["explain", "--help"], ["gradcm"]]
     answers = light(
         "from xai_cli.cli.main import app\n"
         f"for command in {commands}:\n"
@@ -128,6 +128,6 @@ def test_help_and_lists_never_import_torch() -> None:
         "    except SystemExit as end:\n"
         "        print('ended with', end.code)\n"
     )
-    assert answers.count("ended with 0") == 5
+    assert answers.count("ended with 0") == 6
     assert answers.count("ended with 2") == 1
     assert all(word in answers for word in ("Usage", "saliency", "--steps", "--method"))

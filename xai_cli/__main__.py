@@ -2,4 +2,6 @@
 
 from xai_cli.cli.main import main
 
-main()
+# Guarded, because a process that is started from this one imports this file.
+if __name__ == "__main__":
+    main()

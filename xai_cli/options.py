@@ -11,6 +11,7 @@ and from Python.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -20,13 +21,19 @@ from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origi
 
 @dataclass(frozen=True)
 class Option:
-    """What a field means to a user: its help, its smallest and largest value, a one-letter flag, the flag for "no"."""
+    """What a field means to a user: its help, its smallest and largest value, a one-letter flag, the flag for "no".
+
+    `may_change` says that the option shapes no map, so that a run may be continued with another value of it. `complete`
+    is for shells: called with `incomplete`, the beginning of a value, it gives words that may be meant.
+    """
 
     help: str
     min: float | None = None
     max: float | None = None
     short: str | None = None
     negative: str | None = None
+    may_change: bool = False
+    complete: Callable[[str], Iterable[str]] | None = None
 
 
 @dataclass(frozen=True)

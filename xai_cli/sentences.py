@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections.abc import Iterable
 
 
@@ -25,3 +26,14 @@ def reason(error: BaseException) -> str:
     """The first line of an error's message, or its type if it says nothing: for use inside another sentence."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+def printable(text: str) -> str:
+    """The text with everything escaped that could command a terminal: control characters, turned writing directions,
+    bytes that are no text. One line stays one line.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        ascii(sign)[1:-1] if unicodedata.category(sign) in ("Cc", "Cf", "Cs", "Zl", "Zp") else sign for sign in text
+    )

@@ -19,7 +19,7 @@ from PIL import Image
 
 from xai_cli import attribute, find_method, load_classifier
 from xai_cli.images.decode import decode
-from xai_cli.outputs.manifest import read_manifest
+from xai_cli.outputs.manifest import latest_records
 from xai_cli.scenes import nets
 from xai_cli.targets import Target
 
@@ -55,7 +55,7 @@ def explain(*arguments: object, stdin: str | bytes = "") -> Answer:
 
 
 def rows(out: str = "explanations") -> list[dict[str, Any]]:
-    return list(read_manifest(Path(out) / "manifest.jsonl"))
+    return [row for record in latest_records([Path(out) / "manifest.jsonl"]) for row in record]
 
 
 def refused(*arguments: object) -> str:
@@ -95,7 +95,9 @@ def test_good_pictures_complete_and_broken_ones_are_named() -> None:
     assert all(row["message"] for row in rows() if row["status"] == "error")
     assert [row["key"] for row in rows()] == ["a.png", "b.jpg", "birds/c.png", "cut.png", "text.jpg"]
     assert "xai: cut.png: the file is cut short: image file is truncated (decode: Truncated)" in answer.said
-    assert answer.said.endswith("xai: 3 maps in explanations, 2 failed: see explanations/manifest.jsonl")
+    assert answer.said.endswith(
+        "xai: 3 of 5 pictures explained in explanations, 2 failed: see 'xai errors explanations'"
+    )
 
 
 def test_a_row_says_where_its_files_are_and_what_they_hold() -> None:
@@ -408,7 +410,7 @@ def test_strict_counts_a_failed_check_but_no_harmless_warning() -> None:
     (row,) = rows("strict")
     assert row["checks"]["completeness_gap"] > 0.05
     assert (answer.code, answer.paths, row["status"]) == (3, [], "ok")
-    assert f"pictures/a.png: completeness_gap {row['checks']['completeness_gap']:.3g}: " in answer.said
+    assert f"pictures/a.png: ig: completeness_gap {row['checks']['completeness_gap']:.3g}: " in answer.said
     assert Path("strict", row["files"]["npy"]).is_file()
 
 
@@ -422,7 +424,7 @@ def test_a_folder_that_holds_a_run_is_kept_unless_told_otherwise() -> None:
     answer = explain("pictures/b.jpg", "-m", "saliency")
     assert (answer.code, answer.paths) == (2, [])
     assert answer.said == (
-        "xai: error: explanations already holds a run; give another folder with --out, or --overwrite"
+        "xai: error: explanations holds a run in which methods was ig, saliency and is saliency; ask for the same, or give another folder with --out, or --overwrite"
     )
     assert Path("explanations/manifest.jsonl").read_bytes() == before
 
@@ -471,7 +473,9 @@ def test_the_streams_and_the_exit_code_of_the_process() -> None:
         b"out/saliency/b.jpg.png", b"out/saliency/birds/c.png.png", b"out/saliency/caf\xe9.png.png"
     ]  # fmt: skip
     assert Path(os.fsdecode(done.stdout.splitlines()[2])).is_file()
-    assert done.stderr.decode().splitlines()[-1] == "xai: 3 maps in out, 2 failed: see out/manifest.jsonl"
+    assert (
+        done.stderr.decode().splitlines()[-1] == "xai: 3 of 5 pictures explained in out, 2 failed: see 'xai errors out'"
+    )
     assert b"Traceback" not in done.stderr
 
 

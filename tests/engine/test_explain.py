@@ -5,13 +5,17 @@ import json
 import numpy as np
 import pytest
 import torch
+from helpers import explained
 from nets import classifier_of, conv_net
 from PIL import Image
 from torch import nn
 
-from xai_cli.engine.attributing import HopelessError
-from xai_cli.engine.explain import explain
+from xai_cli.engine.explain import Stations, explain
 from xai_cli.engine.options import DrawingOptions, InputOptions, RunOptions
+from xai_cli.engine.outcomes import HopelessError
+from xai_cli.engine.request import Request, describe_found
+from xai_cli.engine.run_folder import RunFolder
+from xai_cli.engine.stopping import Stop
 from xai_cli.images.sources import find_images
 from xai_cli.methods.contract import Attribution
 from xai_cli.methods.gradcam import GradCam
@@ -38,15 +42,12 @@ def run(photos, out, *, classifier=None, methods=METHODS, drawing=None, **option
     images = find_images([str(photos)], skip=out)
     classifier = classifier or classifier_of(conv_net(), dtype=torch.float32)
     options = RunOptions(out=out, **{"batch_size": 2, **options})
-    return list(explain(images, classifier, methods, InputOptions(), options, drawing or DrawingOptions()))
+    return explained(images, classifier, methods, options, drawing)
 
 
 def test_every_picture_gets_its_rows_in_order_and_a_broken_one_its_reason(photos, tmp_path):
     rows = run(photos, tmp_path / "out")
-    assert rows == [
-        {key: value for key, value in json.loads(line).items() if key != "schema"}
-        for line in (tmp_path / "out/manifest.jsonl").read_text().splitlines()
-    ]
+    assert rows == [json.loads(line) for line in (tmp_path / "out/manifest.jsonl").read_text().splitlines()]
     keys = ["0.png", "2.png", "2broken.png", "4.png", "a/1.png", "a/3.png", "a/5.png"]
     assert list(dict.fromkeys(row["key"] for row in rows)) == keys
     [broken] = [row for row in rows if row["status"] == "error"]
@@ -160,12 +161,15 @@ def test_draws_no_more_pictures_than_two_batches_ahead(photos, tmp_path):
             yield next(find_images([str(photos / "0.png")]))
 
     classifier = classifier_of(conv_net(), dtype=torch.float32)
-    rows = explain(many(), classifier, [Saliency()], InputOptions(), RunOptions(out=tmp_path / "out", batch_size=2),
-                   DrawingOptions(render="none", overview=0))  # fmt: skip
-    next(rows)
-    # A batch in each of: reading ahead (two), the model, writing behind (two).
-    assert drawn[-1] < 5 * 2 + 2
-    rows.close()
+    run, drawing = RunOptions(out=tmp_path / "out", batch_size=2), DrawingOptions(render="none")
+    with RunFolder(run.out, Request.of([], [Saliency()], [run, drawing])) as folder:
+        folder.begin(describe_found(classifier, [Saliency()]))
+        stations = Stations.of(classifier, [Saliency()], InputOptions(), run, drawing)
+        records = explain(many(), stations, folder, run, Stop())
+        next(records)
+        # A batch in each of: reading ahead (two), the model, writing behind (two).
+        assert drawn[-1] < 5 * 2 + 2
+        records.close()
 
 
 class Nonsense(Saliency):

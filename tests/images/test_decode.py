@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from xai_cli.images.decode import FORMATS, Broken, decode
+from xai_cli.images.decode import FORMATS, Broken, decode, opened
 from xai_cli.images.geometry import Preprocessing
 
 RAMP = np.linspace(0, 65535, 12 * 16).reshape(12, 16)
@@ -94,6 +97,19 @@ def test_transparency_lies_on_white(tmp_path: Path) -> None:
     assert half.warnings == ("transparent parts were laid on white",)
     assert decode(written(tmp_path / "b.png", Image.new("LA", (2, 2), (0, 0)))).pixels.min() == 255
     assert decode(written(tmp_path / "c.png", Image.new("RGBA", (2, 2), (0, 100, 200, 255)))).warnings == ()
+
+
+def test_a_picture_of_several_bands_is_whole(tmp_path: Path) -> None:
+    numbers = np.random.default_rng(0).integers(0, 256, (700, 1700, 4), dtype=np.uint8)  # a band, and a part of one
+    numbers[:690, :, 3] = 255  # only the last band shows white through
+    picture = decode(written(tmp_path / "a.png", Image.fromarray(numbers), compress_level=1))
+    alpha = numbers[..., 3:] / 255
+    assert np.abs(picture.pixels - (numbers[..., :3] * alpha + 255 * (1 - alpha))).max() <= 1
+    assert picture.warnings == ("transparent parts were laid on white",)
+    grey = numbers[..., 0].astype(np.float32)
+    grey[-1, -1] = 510.0  # the last band decides the range
+    picture = decode(written(tmp_path / "a.tif", Image.fromarray(grey)))
+    np.testing.assert_array_equal(picture.pixels[..., 2], np.rint(grey * (255 / 65535)))
 
 
 def test_palette_with_a_transparent_colour(tmp_path: Path) -> None:
@@ -247,6 +263,89 @@ def test_no_permission(tmp_path: Path) -> None:
     path.chmod(0)
     with pytest.raises(Broken, match="reading it is not permitted"):
         decode(path)
+
+
+@pytest.mark.parametrize("stage", ["open", "decode"])
+@pytest.mark.parametrize(
+    ("error", "kind", "message", "transient"),
+    [
+        (OSError(errno.EIO, "Input/output error"), "ReadError", "reading it failed: Input/output error", True),
+        (OSError(errno.ESTALE, "Stale file handle"), "ReadError", "Stale file handle", True),
+        (OSError(errno.ETIMEDOUT, "Connection timed out"), "ReadError", "timed out", True),
+        (BlockingIOError(errno.EAGAIN, "Try again"), "ReadError", "Try again", True),
+        (OSError(errno.EMFILE, "Too many open files"), "ReadError", "too many open files, raise `ulimit -n`", True),
+        (OSError(errno.ENFILE, "Too many open files in system"), "ReadError", "too many open files", True),
+        (MemoryError(), "OutOfMemory", "not enough memory for its pixels", True),
+        (OSError("out of memory when reading image file"), "OutOfMemory", "not enough memory", True),
+        (OSError(errno.EACCES, "Permission denied"), "PermissionDenied", "not permitted", False),
+        (OSError("broken data stream"), "Corrupt", "broken data stream", False),
+    ],
+    ids=str,
+)
+def test_only_what_may_pass_is_transient(
+    stage: str, error: Exception, kind: str, message: str, transient: bool, tmp_path: Path, monkeypatch: Any
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    path = written(tmp_path / "a.png", PHOTO)
+    monkeypatch.setattr(*((Image, "open") if stage == "open" else (Image.Image, "crop")), fail)
+    with pytest.raises(Broken, match=message) as caught:
+        decode(path)
+    assert (caught.value.stage, caught.value.type, caught.value.transient) == (stage, kind, transient)
+
+
+def test_a_header_is_enough_to_open_and_the_pixels_come_once(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(JPEG[: len(JPEG) // 2])
+    with opened(tmp_path / "a.jpg") as file:
+        with pytest.raises(Broken, match="cut short"):
+            file.picture()
+        with pytest.raises(AssertionError, match="decoded once"):
+            file.picture()
+
+
+PEAK = """
+import sys
+from pathlib import Path
+from xai_cli.images.decode import opened
+from xai_cli.images.geometry import Preprocessing
+from xai_cli.outputs.pictures import display_copy
+
+def resident(name):
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(name)) * 1024
+
+recipe = Preprocessing((224, 224), 256, "center", "bilinear", (0.5,) * 3, (0.5,) * 3)
+for path in map(Path, sys.argv[1:]):
+    before = resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    with opened(path) as file:
+        picture = file.picture()
+    recipe.apply(picture), display_copy(picture.pixels, 1024)
+    print(path.name, file.memory, resident("VmHWM") - before)
+    del picture
+"""
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux")
+def test_the_memory_that_a_header_foretells_is_enough_and_not_far_too_much(tmp_path: Path) -> None:
+    size, grey = (3000, 2000), np.broadcast_to(np.linspace(0, 1, 3000, dtype=np.float32), (2000, 3000))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    paths = [
+        written(tmp_path / "photo.jpg", Image.new("RGB", size), exif=turned),
+        written(tmp_path / "progressive.jpg", Image.new("CMYK", size), progressive=True),
+        written(tmp_path / "alpha.png", Image.new("RGBA", size), compress_level=1),
+        written(tmp_path / "deep.png", Image.fromarray((grey * 65535).astype(np.uint16)), compress_level=1),
+        written(tmp_path / "float.tif", Image.fromarray(grey)),
+        written(tmp_path / "lossy.webp", Image.new("RGB", size), method=0),
+    ]
+    command = [sys.executable, "-c", PEAK, *map(str, paths)]
+    settings = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}  # what is freed goes back to the system at once
+    lines = subprocess.run(command, capture_output=True, text=True, check=True, env=settings).stdout.splitlines()
+    assert len(lines) == len(paths)
+    for line in lines:
+        foretold, measured = map(int, line.split()[1:])
+        assert measured <= foretold <= 3 * measured, line
 
 
 def test_no_descriptor_is_left_open(tmp_path: Path) -> None:

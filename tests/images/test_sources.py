@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import os
+import random
 import sys
+import tracemalloc
 from collections.abc import Iterator
 from hashlib import blake2b
 from itertools import islice
@@ -14,7 +16,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from xai_cli.images.sources import EXTENSIONS, ImageRef, find_images
+from xai_cli.images import sources
+from xai_cli.images.sources import EXTENSIONS, ImageRef, find_images, stamped
 
 
 @pytest.fixture
@@ -61,7 +64,8 @@ def test_hidden_linked_and_system_entries_are_left_out(here: Path) -> None:
     os.symlink("../other", "in/link.jpg")
     os.symlink("../other/d.jpg", "in/file.jpg")
     os.symlink("nowhere", "in/gone.jpg")
-    assert keys("in") == ["a.jpg", "file.jpg", "gone.jpg"]
+    os.symlink("self.jpg", "in/self.jpg")
+    assert keys("in") == ["a.jpg", "file.jpg", "gone.jpg", "self.jpg"]
     assert keys("in/.git", "in/link.jpg") == ["b.jpg", "d.jpg"]
 
 
@@ -72,12 +76,17 @@ def test_outputs_of_runs_are_never_entered(here: Path) -> None:
         "in/old/run.json",
         "in/old/manifest.jsonl",
         "in/old/b.png",
+        "in/shard/run.json",
+        "in/shard/manifest-03-of-16.jsonl",
+        "in/shard/d.png",
         "in/n/run.json",
+        "in/n/c.png",
+        "in/m/manifest.jsonl",
+        "in/m/e.png",
     )
-    make("in/n/c.png")
-    assert keys("in", skip=Path("in/out")) == ["a.jpg", "n/c.png"]
-    assert keys("in/**/*.png", skip=here / "in" / "out") == ["in/n/c.png"]
-    assert keys("in/old", "in") == ["a.jpg", "n/c.png", "out/gradcam/a.jpg.png"]
+    assert keys("in", skip=Path("in/out")) == ["a.jpg", "m/e.png", "n/c.png"]
+    assert keys("in/**/*.png", skip=here / "in" / "out") == ["in/m/e.png", "in/n/c.png"]
+    assert keys("in/old", "in/shard", "in") == ["a.jpg", "m/e.png", "n/c.png", "out/gradcam/a.jpg.png"]
     assert keys("in/old/b.png") == ["in/old/b.png"]
 
 
@@ -107,6 +116,15 @@ def test_one_file_is_given_once(here: Path) -> None:
         "in/b/c.jpg",
         "a.jpg",
     ]
+
+
+def test_a_folder_called_like_standard_input_lets_no_name_pass_twice(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make("-/x.jpg")
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BufferedReader(io.BytesIO(b"a.jpg\n./a.jpg\n"))))
+    assert keys("-") == ["a.jpg"]
+    assert keys("./-") == ["x.jpg"]
 
 
 def test_dots_after_a_linked_folder_lead_to_the_other_file(here: Path) -> None:
@@ -236,3 +254,43 @@ def test_any_bytes_are_a_name(here: Path) -> None:
 def test_deep_folders(here: Path) -> None:
     make("in/" + "d/" * 200 + "a.jpg")
     assert keys("in") == ["d/" * 200 + "a.jpg"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only here names are any bytes")
+def test_runs_of_any_names_are_merged_in_the_order_of_strings(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # \ue000 comes before \U0001f600, and a byte that is not UTF-8 (\udcff) before both: the order of bytes differs
+    signs = ["a", "B", "-", "0", "\n", "\x01", " ", "\u00e9", "e\u0301", "\udcff", "\ue000", "\U0001f600"]
+    draw = random.Random(0)
+    names = {"".join(draw.choices(signs, k=draw.randint(1, 5))) + ".jpg" for _ in range(400)}
+    names |= {f"{''.join(draw.choices(signs, k=2))}/{name}" for name in list(names)[:40]}
+    make(*(f"in/{name}" for name in names))
+    monkeypatch.setattr(sources, "_RUN", 50)
+    monkeypatch.setattr(sources, "_BLOCK", 7)
+    assert [str(each.path.relative_to(here / "in")) for each in find_images(["in"])] == sorted(names)
+    assert [each.path.name for each in find_images(["in/*.jpg"])] == sorted(name for name in names if "/" not in name)
+
+
+def test_many_names_are_held_packed(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = list(range(50_000))
+    random.Random(0).shuffle(numbers)
+    monkeypatch.setattr(sources, "_entries", lambda folder: (f"picture-{number:06d}.jpg" for number in numbers))
+    monkeypatch.setattr(sources, "_RUN", 5_000)
+    tracemalloc.start()
+    found = find_images(["."])
+    assert next(found).key == "picture-000000.jpg"
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 3_000_000  # the names as strings take 3.8 MB
+    assert [each.key for each in found] == [f"picture-{number:06d}.jpg" for number in range(1, 50_000)]
+
+
+def test_a_stamp_is_the_size_and_the_time_of_the_file(here: Path) -> None:
+    Path("a.jpg").write_bytes(b"12345")
+    os.utime("a.jpg", ns=(1, 1_700_000_000_123_456_789))
+    os.symlink("a.jpg", "link.jpg")
+    for name in ("a.jpg", "link.jpg"):
+        (image,) = find_images([name])
+        assert image.stamp is None
+        assert stamped(image) == ImageRef(name, here / name, (5, 1_700_000_000_123_456_789))
+    for gone in ("gone.jpg", "with\0nul.jpg"):
+        assert stamped(ImageRef(gone, here / gone, (5, 1))) == ImageRef(gone, here / gone, None)

@@ -7,7 +7,14 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pytest
 
-from xai_cli.outputs.files import array_bytes, output_path, read_array, resolve_inside, write_atomically
+from xai_cli.outputs.files import (
+    array_bytes,
+    output_path,
+    read_array,
+    resolve_inside,
+    temporary_path,
+    write_atomically,
+)
 
 
 def test_a_file_is_written_with_its_folders_and_ordinary_permissions(tmp_path: Path) -> None:
@@ -36,6 +43,30 @@ def test_nothing_is_left_where_replacing_fails(
     assert seen[0].startswith(".")
     assert seen[0].endswith(".tmp")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_temporary_name_is_the_same_at_every_attempt_and_another_for_every_file() -> None:
+    cat = Path("lrp/cat.jpg.npy")
+    assert temporary_path(cat) == temporary_path(cat)
+    assert temporary_path(cat).parent == cat.parent
+    others = [temporary_path(cat.with_name(name)) for name in ("cat.jpg.png", "dog.jpg.npy", "\udcff" * 255)]
+    assert len({temporary_path(cat), *others}) == 4
+    assert all(len(os.fsencode(path.name)) < 30 for path in others)
+
+
+@pytest.mark.parametrize("leave", ["file", "link"])
+def test_what_a_dead_process_left_is_taken_over(tmp_path: Path, leave: str) -> None:
+    path, stale = tmp_path / "cat.jpg.npy", temporary_path(tmp_path / "cat.jpg.npy")
+    kept = tmp_path / "kept"
+    kept.write_bytes(b"kept")
+    if leave == "link":
+        stale.symlink_to(kept)
+    else:
+        stale.write_bytes(b"torn, and longer than the whole")
+    write_atomically(path, b"whole")
+    assert path.read_bytes() == b"whole"
+    assert {each.name for each in tmp_path.iterdir()} == {"cat.jpg.npy", "kept"}
+    assert kept.read_bytes() == b"kept"
 
 
 def test_a_symlink_is_replaced_and_its_target_kept(tmp_path: Path) -> None:
@@ -102,3 +133,10 @@ def test_a_folder_that_is_a_symlink_cannot_lead_outside(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="leads outside"):
         resolve_inside(out, PurePosixPath("lrp/birds/cat.jpg.npy"))
     assert resolve_inside(tmp_path / "link", PurePosixPath("lrp/new/c.npy")) == tmp_path / "link" / "lrp/new/c.npy"
+
+
+@pytest.mark.parametrize("path", ["lrp/cat.jpg.npy", "lrp/birds/cat.jpg.npy"])
+def test_links_that_lead_in_a_circle_lead_nowhere(tmp_path: Path, path: str) -> None:
+    (tmp_path / "lrp").symlink_to("lrp")
+    with pytest.raises(ValueError, match="leads outside the output folder"):
+        resolve_inside(tmp_path, PurePosixPath(path))

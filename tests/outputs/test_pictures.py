@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import heapq
+import zlib
+from collections.abc import Callable
 from io import BytesIO
 
 import numpy as np
@@ -7,9 +10,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from xai_cli.heatmaps import palette
+from xai_cli.heatmaps import palette, quantise, strength
 from xai_cli.images.geometry import Geometry
-from xai_cli.outputs.pictures import display_copy, draw, encode_png
+from xai_cli.outputs.pictures import _code_lengths, display_copy, draw, encode_png
 
 LANDSCAPE = Geometry((500, 375), (62, 0, 437, 375), (224, 224))
 GEOMETRIES = {
@@ -88,6 +91,19 @@ def test_the_photo_shows_through_the_strongest_colour() -> None:
     assert (pixels[5, 30] - pixels[5, 5] >= 14).all()
 
 
+@pytest.mark.parametrize("signed", [True, False])
+def test_colours_are_the_palette_mixed_with_the_grey_photo_but_for_one_level(signed: bool) -> None:
+    photo, geometry = noise_photo(64, 48), Geometry((64, 48), (0, 0, 64, 48), (64, 48))
+    relevance = np.random.default_rng(1).standard_normal((48, 64), np.float32)
+    pixels = np.asarray(draw(photo, relevance, geometry, signed=signed, render="overlay", limit=2.0)).astype(int)
+    indices = quantise(relevance, signed=signed, limit=2.0)
+    opacity = 0.8 * (np.sqrt(strength(indices, True)) if signed else strength(indices, False))[..., None]
+    tones = 50 + np.asarray(Image.fromarray(photo).convert("L")).astype(int)[..., None] * 165 // 255
+    mixed = opacity * palette(signed)[indices] + (1 - opacity) * tones
+    assert np.abs(pixels - mixed).max() <= 2  # one level, and the rounding of the opacity and of the mixture
+    assert not (pixels % 3).any()
+
+
 @pytest.mark.parametrize(("width", "coloured"), [(60000, [29999, 30000]), (60, [29, 30])])
 def test_the_seen_pixel_of_a_panorama_is_drawn(width: int, coloured: list[int]) -> None:
     geometry = Geometry((60000, 1), (29999.5, 0, 30000.5, 1), (224, 224))
@@ -128,13 +144,57 @@ def test_what_cannot_be_drawn_is_refused() -> None:
             draw(photo, np.full_like(zero, np.nan), LANDSCAPE, signed=True, render="overlay", limit=limit)
 
 
-@pytest.mark.parametrize("size", [(1, 1), (7, 5), (500, 375)])
-def test_an_rgb_png_gives_its_pixels_back_and_the_same_bytes_again(size: tuple[int, int]) -> None:
-    photo = noise_photo(*size)
+def ramp_photo(width: int, height: int) -> NDArray[np.uint8]:
+    return (np.add.outer(np.arange(height), np.arange(width))[..., None] // [1, 2, 3]).astype(np.uint8)
+
+
+def photo_of_few_tones(width: int, height: int) -> NDArray[np.uint8]:
+    return np.random.default_rng(0).choice(np.array([0, 1, 255], np.uint8), (height, width, 3), p=[0.8, 0.19, 0.01])
+
+
+@pytest.mark.parametrize("make", [grey_photo, noise_photo, ramp_photo, photo_of_few_tones])
+@pytest.mark.parametrize("size", [(1, 1), (7, 5), (2, 2), (500, 375), (901, 700)])
+def test_an_rgb_png_gives_its_pixels_back_and_the_same_bytes_again(
+    size: tuple[int, int], make: Callable[[int, int], NDArray[np.uint8]]
+) -> None:
+    photo = make(*size)
     data = encode_png(Image.fromarray(photo))
     np.testing.assert_array_equal(np.asarray(Image.open(BytesIO(data))), photo)
     assert encode_png(Image.fromarray(photo.copy())) == data
     Image.open(BytesIO(data)).verify()
+    stream = zlib.decompressobj()
+    assert len(stream.decompress(data[41:-16])) == size[1] * (1 + 3 * size[0])  # the IDAT chunk without its ends
+    assert stream.eof
+    assert stream.unused_data == b""
+
+
+def test_a_png_of_noise_is_not_much_larger_than_its_entropy() -> None:
+    steps = np.random.default_rng(0).laplace(0, 4, (375, 500, 3)).round()
+    photo = np.cumsum(steps, axis=0).astype(np.int64).astype(np.uint8)  # what the filter `up` takes apart again
+    _, counts = np.unique(steps, return_counts=True)
+    bits = -np.log2(counts / steps.size) @ counts
+    assert bits / 8 < len(encode_png(Image.fromarray(photo))) < 1.06 * bits / 8
+
+
+def huffman_bits(counts: list[int]) -> int:
+    heap, bits = sorted(counts), 0
+    while len(heap) > 1:
+        both = heapq.heappop(heap) + heapq.heappop(heap)
+        heapq.heappush(heap, both)
+        bits += both
+    return bits
+
+
+@pytest.mark.parametrize("counts", [[1] * 257, [999] + [1] * 256, list(range(20, 277)), [3000, 1500] + [20] * 255])
+def test_code_lengths_make_a_complete_code_as_good_as_huffman_s(counts: list[int]) -> None:
+    lengths = _code_lengths(counts).astype(int)
+    assert sum(2.0**-length for length in lengths) == 1
+    assert lengths.max() <= 12
+    assert lengths @ counts <= 1.001 * huffman_bits(counts)
+
+
+def test_bytes_of_known_frequency_get_known_lengths() -> None:
+    assert _code_lengths([8, 4, 2, 1, 1]).tolist() == [1, 2, 3, 4, 4]
 
 
 def test_a_display_copy_is_reduced_but_never_enlarged() -> None:

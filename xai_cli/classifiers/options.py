@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
+from xai_cli.classifiers.names import complete_model
 from xai_cli.options import Option, Options
 
 DEFAULT_MODEL = "builtin/scenes-cnn"
@@ -18,7 +19,7 @@ class ModelOptions(Options):
     panel: ClassVar[str] = "Model"
 
     model: Annotated[str, Option("timm/NAME, torchvision/NAME[:WEIGHTS], builtin/NAME, package.module:callable or "
-                                 "file.py:callable.")] = DEFAULT_MODEL  # fmt: skip
+                                 "file.py:callable.", complete=complete_model)] = DEFAULT_MODEL  # fmt: skip
     checkpoint: Annotated[Path | None, Option("Weights: .safetensors, or .pt/.pth of tensors only.")] = None
     num_classes: Annotated[int | None, Option("Classes of the model's head.", min=1)] = None
     labels: Annotated[Path | None, Option("Class names: one per line, or JSON.")] = None

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from xai_cli.classifiers.checkpoints import load_checkpoint
+from xai_cli.classifiers.names import model_names
 from xai_cli.images.geometry import Preprocessing
 from xai_cli.scenes import nets
 from xai_cli.sentences import unknown
@@ -84,19 +85,6 @@ def adopt(module: nn.Module) -> Built:
     return Built(module, _own_preprocessing(module), notes=() if known else (note,), imagenet=known)
 
 
-def model_names(library: str) -> list[str]:
-    """Every model name that `library` (timm, torchvision, builtin) offers, without the library's own prefix."""
-    if library == "timm":
-        import timm
-
-        return timm.list_models()
-    if library == "torchvision":
-        import torchvision
-
-        return torchvision.models.list_models(module=torchvision.models)
-    return list(nets.NAMES)
-
-
 def _from_timm(name: str, pretrained: bool, classes: int | None, size: tuple[int, int] | None) -> Built:
     import timm
 
@@ -120,7 +108,7 @@ def _from_torchvision(name: str, pretrained: bool, classes: int | None, size: tu
     import torchvision.models as zoo
 
     architecture, _, tag = name.partition(":")
-    names = model_names("torchvision")
+    names = zoo.list_models(module=zoo)
     if architecture not in names:
         raise LookupError(unknown("torchvision model", architecture, names, hint="see 'xai models torchvision'"))
     choices = zoo.get_model_weights(architecture)

@@ -72,6 +72,6 @@ def _parameter(name: str, declared: Declaration, part: type[Options]) -> Paramet
     long = flag(name) if option.negative is None else f"{flag(name)}/--{option.negative}"
     names = [long] if option.short is None else [long, f"-{option.short}"]
     default = next(field.default for field in fields(part) if field.name == name)
-    info = typer.Option(*names, help=option.help, rich_help_panel=part.panel)
+    info = typer.Option(*names, help=option.help, rich_help_panel=part.panel, autocompletion=option.complete)
     typed: Any = Annotated.__class_getitem__((declared.type, info))  # type: ignore[attr-defined]  # a type that is data
     return Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=typed)

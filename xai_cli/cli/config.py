@@ -10,7 +10,7 @@ import typer
 import yaml
 
 from xai_cli.options import Options, declarations, flag
-from xai_cli.sentences import unknown
+from xai_cli.sentences import printable, unknown
 
 Sections = Mapping[str, type[Options]]
 _HINT = "--help lists them all"
@@ -24,36 +24,37 @@ def read_config(
     At the top stand fields of `parts` and whatever else is `known`. Raises a usage error for an unknown key, with the
     nearest one, and for a value that its option does not take.
     """
+    shown = printable(str(path))
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise typer.BadParameter(f"{path} is not a readable YAML file: {' '.join(str(error).split())}") from error
+        raise typer.BadParameter(f"{shown} is not a readable YAML file: {' '.join(str(error).split())}") from error
     if content is None:
         content = {}
     if not isinstance(content, dict):
-        raise typer.BadParameter(f"{path} must hold options as 'name: value', found {type(content).__name__}")
+        raise typer.BadParameter(f"{shown} must hold options as 'name: value', found {type(content).__name__}")
     top, filled = {}, {}
     for key, value in content.items():
         if key in sections:
-            filled[key] = _section(path, key, value, sections[key])
+            filled[key] = _section(shown, key, value, sections[key])
         elif _field(key) in known:
             top[_field(key)] = value
         else:
             names = [*map(_yaml_key, known), *sections]
-            raise typer.BadParameter(f"in {path}: {unknown('option', str(key), names, hint=_HINT)}")
+            raise typer.BadParameter(f"in {shown}: {unknown('option', str(key), names, hint=_HINT)}")
     for part in parts:
         build(part, {key: value for key, value in top.items() if key in declarations(part)})
     return top, filled
 
 
-def _section(path: Path, name: str, values: Any, options: type[Options]) -> dict[str, Any]:
+def _section(shown: str, name: str, values: Any, options: type[Options]) -> dict[str, Any]:
     if not isinstance(values, dict | None):
-        raise typer.BadParameter(f"in {path}: {name} must hold options as 'name: value', found {values!r}")
+        raise typer.BadParameter(f"in {shown}: {name} must hold options as 'name: value', found {values!r}")
     known = declarations(options)
     for key in values or {}:
         if _field(key) not in known:
             names = [*map(_yaml_key, known)]
-            raise typer.BadParameter(f"in {path}: {unknown(f'option of {name}', str(key), names, hint=_HINT)}")
+            raise typer.BadParameter(f"in {shown}: {unknown(f'option of {name}', str(key), names, hint=_HINT)}")
     section = {_field(key): value for key, value in (values or {}).items()}
     build(options, section)
     return section

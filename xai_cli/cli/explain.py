@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import itertools
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
 from xai_cli.classifiers.options import ModelOptions
 from xai_cli.cli.config import build
-from xai_cli.engine.checks import warnings
+from xai_cli.cli.report import Report, ShellOptions, say
 from xai_cli.engine.options import DrawingOptions, InputOptions, RunOptions
 from xai_cli.methods import find_method
 from xai_cli.methods.contract import Method
+from xai_cli.sentences import printable
+
+if TYPE_CHECKING:
+    from xai_cli.engine.explain import Stations
+    from xai_cli.engine.run_folder import RunFolder
+    from xai_cli.engine.stopping import Stop
+    from xai_cli.images.sources import ImageRef
 
 FAILED, USAGE, SOME_FAILED, NO_INPUT, NO_OUTPUT = 1, 2, 3, 4, 5
-_SHOWN_FAILURES = 10
 
 
 def explain(
@@ -30,36 +38,150 @@ def explain(
     run: RunOptions,
     drawing: DrawingOptions,
     inputs: InputOptions,
+    shell: ShellOptions,
 ) -> None:
-    """Explains the pictures; prints the path of each map to stdout and everything else to stderr."""
-    if not images and inputs.files_from is None:
-        raise typer.BadParameter("expected pictures or folders, found none; give some, or a list with --files-from")
-    # Found out later, in the middle of a run, it would look like a fault of the disk.
-    if inputs.files_from not in (None, "-") and not Path(inputs.files_from).exists():
-        raise typer.BadParameter(f"--files-from expects a list of names, found nothing at {inputs.files_from}")
-    found = _found(images or [], inputs, run)
-    if context.get_parameter_source("model").name == "DEFAULT":  # type: ignore[union-attr]
-        _say(f"no --model given: using {model.model}, which knows ten drawn objects; for photographs give for instance "
-             "--model timm/resnet50")  # fmt: skip
-    # A model, or the library that loads it, may print; standard output is for paths alone.
-    paths = sys.stdout
-    with redirect_stdout(sys.stderr), _mistakes_told():
-        from xai_cli.classifiers.loading import load_classifier
-        from xai_cli.engine.explain import explain as engine
-        from xai_cli.engine.run_folder import begin_run, describe_run
+    """Explains the pictures that have not been explained yet, and ends the command with the exit code of all."""
+    _check(images, inputs, run)
+    report = Report(shell, run.out, run.strict, run.batch_size, sys.stdout)
+    if context.get_parameter_source("model").name == "DEFAULT" and not shell.dry_run:  # type: ignore[union-attr]
+        report.note(f"no --model given: using {model.model}, which knows ten drawn objects; for photographs give for "
+                    "instance --model timm/resnet50")  # fmt: skip
+    command = _Command(images or [], methods, model, run, drawing, inputs, report)
+    # A model, or the library that loads it, may print; standard output is for results alone.
+    with redirect_stdout(sys.stderr):
+        code = command.plan() if shell.dry_run else command.run()
+    raise typer.Exit(code)
 
-        classifier = load_classifier(**vars(model))
+
+@dataclass(frozen=True)
+class _Command:
+    """A run from the command line, from its folder to its exit code."""
+
+    images: list[str]
+    methods: Sequence[Method]
+    model: ModelOptions
+    options: RunOptions
+    drawing: DrawingOptions
+    inputs: InputOptions
+    report: Report
+
+    def plan(self) -> int:
+        """Prints what would be done."""
+        from xai_cli.outputs.files import output_path
+
+        kinds = ["npy"] if self.drawing.render == "none" else ["npy", "png"]
+        with _faults_told(), self._folder() as folder:
+            names = [(method.name, kind) for method in self.methods for kind in kinds]
+            self.report.plan(
+                (
+                    str(image.path),
+                    [f"{self.options.out}/{output_path(method, image.key, '', kind)}" for method, kind in names],
+                )
+                for image in self._owed(folder)
+            )
+            return 0 if folder.account.counts() else _no_input()
+
+    def run(self) -> int:
+        """Explains what is owed, and returns the exit code."""
+        from xai_cli.engine.stopping import Interrupted, Stop
+
+        try:
+            with Stop() as stop, _faults_told(), self._folder() as folder:
+                tried = self.report.show(self._trial(folder))
+                owed = stop.waiting(self._owed(folder))
+                first = next(owed, None)
+                if first is None and not folder.account.counts():
+                    return _no_input()
+                done = tried + (self._explain(itertools.chain([first], owed), folder, stop) if first else 0)
+                if done or self._overview_is_missing():
+                    self._finish(folder)
+                counts = folder.account.counts()
+                failed = self.report.summary(counts, done)
+                return SOME_FAILED if self.report.options.fails(failed, counts.total()) else 0
+        except Interrupted as end:
+            say(f"stopped by {signal.Signals(end.number).name}; the same command goes on with the rest")
+            return 128 + end.number
+
+    def _folder(self) -> RunFolder:
+        from xai_cli.engine.request import Request
+        from xai_cli.engine.run_folder import RunFolder
+
+        part = self.inputs.part
+        options = [self.model, self.options, self.drawing, self.inputs]
+        request = Request.of(self.images, self.methods, options, shards=part[1] if part else 1)
+        return RunFolder(self.options.out, request, shard=part, overwrite=self.options.overwrite)
+
+    def _owed(self, folder: RunFolder) -> Iterator[ImageRef]:
+        """The pictures that are asked for and not done."""
+        from xai_cli.images.sources import find_images
+
+        inputs = self.inputs
+        found = find_images(self.images, files_from=inputs.files_from, null=inputs.null, skip=self.options.out)
+        # Those at the front are for the overview, on which a few may be missing because they failed.
+        front = 4 * self.drawing.overview
+        return folder.owed(_listed(inputs.select(found)), retry_errors=self.options.retry_errors, front=front)
+
+    def _trial(self, folder: RunFolder) -> Iterator[list[dict[str, object]]]:
+        """The records of pictures on which an earlier process may have died."""
+        if not folder.suspects:
+            return
+        from xai_cli.engine.trial import try_alone
+
+        self.report.note(f"an earlier run died here: {len(folder.suspects)} pictures that it had begun are tried alone")
+        job = self.model, self.methods, self.inputs, self.options, self.drawing
+        for image, rows, found in try_alone(list(folder.suspects), job):
+            folder.begin(found)
+            record = folder.commit(rows)
+            folder.cleared(image, record)
+            yield record
+        # Whatever is left could not be tried, and is explained like any other.
+        folder.suspects.clear()
+
+    def _explain(self, owed: Iterator[ImageRef], folder: RunFolder, stop: Stop) -> int:
+        from xai_cli.engine.explain import explain
+        from xai_cli.engine.memory import share_one_heap
+
+        share_one_heap()
+        with _mistakes_told():
+            stations = self._stations(folder)
+        with stop.gently():
+            return self.report.show(explain(owed, stations, folder, self.options, stop))
+
+    def _stations(self, folder: RunFolder) -> Stations:
+        """The model, loaded, and the folder begun."""
+        from xai_cli.classifiers.loading import load_classifier
+        from xai_cli.engine.explain import Stations
+        from xai_cli.engine.request import describe_found
+
+        classifier = load_classifier(**vars(self.model))
         for note in classifier.notes:
-            _say(note)
-        rows = engine(found, classifier, methods, inputs, run, drawing)
-        description = describe_run(images or [], classifier, methods, [model, run, drawing, inputs])
-        for method, layers in description["layers"].items():
+            self.report.note(note)
+        proven = folder.ledger.proven
+        stations = Stations.of(classifier, self.methods, self.inputs, self.options, self.drawing, proven=proven)
+        found = describe_found(classifier, self.methods)
+        for method, layers in found["layers"].items():
             for layer in layers:
-                _say(f"{method} looks at layer {layer}; choose another with --layer")
-    with redirect_stdout(sys.stderr), _faults_told():
-        begin_run(run.out, description, overwrite=run.overwrite)
-        failures = _report(rows, run, paths)
-    raise typer.Exit(SOME_FAILED if failures else 0)
+                self.report.note(f"{method} looks at layer {layer}; choose another with --layer")
+        with _faults_told():
+            for change in folder.begin(found):
+                self.report.note(f"since this run began: {change}; maps may differ in their last digits")
+        if not folder.locked:
+            self.report.note(f"{self.options.out} cannot be locked: start no second run in it")
+        return stations
+
+    def _finish(self, folder: RunFolder) -> None:
+        """The account of all pictures, and the contact sheet."""
+        records = folder.settle()
+        if self.inputs.part is None and self.drawing.overview:
+            from xai_cli.engine.overview import write_overview
+
+            names = [method.name for method in self.methods]
+            write_overview(self.options.out, records, names, self.inputs, self.drawing)
+
+    def _overview_is_missing(self) -> bool:
+        return (
+            self.inputs.part is None and self.drawing.overview > 0 and not (self.options.out / "overview.png").exists()
+        )
 
 
 def chosen_methods(context: typer.Context, names: Sequence[str]) -> list[Method]:
@@ -76,24 +198,22 @@ def chosen_methods(context: typer.Context, names: Sequence[str]) -> list[Method]
     return methods  # type: ignore[return-value]  # find_method gives methods only
 
 
-def _found(images: list[str], inputs: InputOptions, run: RunOptions) -> Iterator[Any]:
-    """The pictures of the run; ends the command if there is none, before a model is loaded in vain."""
-    from xai_cli.images.sources import find_images
-
-    with _mistakes_told():
-        found = find_images(images, files_from=inputs.files_from, null=inputs.null, skip=run.out)
-        first = next(found, None)
-    if first is None:
-        _say("no picture found; give files, folders that hold pictures, or a list with --files-from")
-        raise typer.Exit(NO_INPUT)
-    return _listed(itertools.chain([first], found))
+def _check(images: list[str] | None, inputs: InputOptions, run: RunOptions) -> None:
+    if not images and inputs.files_from is None:
+        raise typer.BadParameter("expected pictures or folders, found none; give some, or a list with --files-from")
+    # Found out later, in the middle of a run, it would look like a fault of the disk.
+    if inputs.files_from not in (None, "-") and not Path(inputs.files_from).exists():
+        shown = printable(str(inputs.files_from))
+        raise typer.BadParameter(f"--files-from expects a list of names, found nothing at {shown}")
+    if run.overwrite and inputs.shard:
+        raise typer.BadParameter("--overwrite would remove the other shards' work; remove the folder, or give another")
 
 
 class _ListError(Exception):
     """The list of pictures cannot be read on."""
 
 
-def _listed(images: Iterator[Any]) -> Iterator[Any]:
+def _listed(images: Iterator[ImageRef]) -> Iterator[ImageRef]:
     """The same pictures; a fault of the list is told apart from one of the output."""
     try:
         yield from images
@@ -101,32 +221,9 @@ def _listed(images: Iterator[Any]) -> Iterator[Any]:
         raise _ListError(str(error)) from error
 
 
-def _report(rows: Iterator[dict[str, Any]], run: RunOptions, paths: TextIO) -> int:
-    """Shows progress, prints paths to `paths`, tells of failures; returns how many rows failed."""
-    from tqdm import tqdm
-
-    done = failures = 0
-    for row in tqdm(rows, unit="map", disable=not sys.stderr.isatty()):
-        done += 1
-        failure = _failure(row, run.strict)
-        if failure is None:
-            tqdm.write(str(run.out / row["files"].get("png", row["files"]["npy"])), file=paths)
-            continue
-        failures += 1
-        if failures <= _SHOWN_FAILURES:
-            tqdm.write(f"xai: {ascii(row['key'])[1:-1]}: {failure}", file=sys.stderr)
-    _say(
-        f"{done - failures} maps in {run.out}"
-        + (f", {failures} failed: see {run.out}/manifest.jsonl" if failures else "")
-    )
-    return failures
-
-
-def _failure(row: dict[str, Any], strict: bool) -> str | None:
-    if row["status"] == "error":
-        return f"{row['message']} ({row['stage']}: {row['type']})"
-    # The row's own warnings also tell of harmless things, such as a transparent picture.
-    return ("; ".join(warnings(row["checks"])) or None) if strict else None
+def _no_input() -> int:
+    say("no picture found; give files, folders that hold pictures, or a list with --files-from")
+    return NO_INPUT
 
 
 @contextmanager
@@ -142,25 +239,22 @@ def _mistakes_told() -> Iterator[None]:
 
 @contextmanager
 def _faults_told() -> Iterator[None]:
-    """What goes wrong during a run becomes one sentence: 2 for a folder in use, 5 for the disk, 1 for the model."""
-    from xai_cli.engine.attributing import HopelessError
+    """What goes wrong in a run's folder becomes one sentence: 2 for another run, 5 for the disk, 1 for the model."""
+    from xai_cli.engine.outcomes import HopelessError
+    from xai_cli.engine.run_folder import AccountingError, Refused
 
     try:
         yield
     except BrokenPipeError:
         raise
-    except (FileExistsError, _ListError) as error:
+    except (Refused, _ListError) as error:
         _fail(error, USAGE)
     except OSError as error:
-        _fail(error, NO_OUTPUT)
-    except HopelessError as error:
+        _fail(f"{error}; what is done is kept, the same command goes on", NO_OUTPUT)
+    except (HopelessError, AccountingError) as error:
         _fail(error, FAILED)
 
 
-def _fail(error: Exception, code: int) -> NoReturn:
-    _say(f"error: {error}")
-    raise typer.Exit(code) from error
-
-
-def _say(message: str) -> None:
-    print(f"xai: {message}", file=sys.stderr)
+def _fail(error: Exception | str, code: int) -> NoReturn:
+    say(f"error: {error}")
+    raise typer.Exit(code) from (error if isinstance(error, Exception) else None)

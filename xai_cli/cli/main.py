@@ -1,24 +1,30 @@
 """The command `xai` and its subcommands.
 
 Exit codes: 0 all well; 1 the run failed; 2 usage or configuration; 3 finished, but some pictures failed (or, with
---strict, some map failed a check); 4 no picture found; 5 the output cannot be written; 130 interrupted; 141 standard
-output closed.
+--strict, some map failed a check); 4 no picture found; 5 the output cannot be written; 129, 130, 143 ended by SIGHUP,
+SIGINT, SIGTERM; 141 standard output closed.
 """
 
 from __future__ import annotations
 
+import io
 import os
+import signal
 import sys
-from contextlib import suppress
+import warnings
 from fnmatch import fnmatch
 from inspect import Parameter
-from typing import Annotated, Literal, TextIO
+from typing import Annotated, Any, Literal, TextIO
 
 import typer
 
+from xai_cli.classifiers.names import LIBRARIES, model_names
 from xai_cli.classifiers.options import ModelOptions
 from xai_cli.cli.command import add_command
+from xai_cli.cli.completion import complete_method
 from xai_cli.cli.explain import explain
+from xai_cli.cli.report import ShellOptions
+from xai_cli.cli.runs import errors, merge_manifests, verify
 from xai_cli.engine.options import DrawingOptions, InputOptions, RunOptions
 from xai_cli.methods import METHODS, summary
 from xai_cli.methods.contract import Method
@@ -31,7 +37,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-_PARTS = (ModelOptions, RunOptions, DrawingOptions, InputOptions)
+_PARTS = (ModelOptions, RunOptions, DrawingOptions, InputOptions, ShellOptions)
 _IMAGES = Parameter(
     "images",
     Parameter.KEYWORD_ONLY,
@@ -46,47 +52,82 @@ _METHOD = Parameter(
     Parameter.KEYWORD_ONLY,
     default=["saliency", "gradcam"],
     annotation=Annotated[
-        list[str], typer.Option("--method", "-m", help="A method of 'xai methods'; repeat for several.")
+        list[str],
+        typer.Option(
+            "--method", "-m", help="A method of 'xai methods'; repeat for several.", autocompletion=complete_method
+        ),
     ],
 )
 
 
 def main() -> None:
     """Runs the command line and ends the process with its exit code."""
+    _fill_closed_streams()
     stdout = sys.stdout = _kept_stdout()
+    sys.stderr = _deaf_stderr()
+    # What Pillow thinks of a file's metadata does not say of which file.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    code: object = 0
     try:
         app()
     except SystemExit as end:
-        if not _reader_gone(end):
-            raise
+        # Typer calls a reader that has gone a failure like any other.
+        code = 141 if isinstance(end.__context__, BrokenPipeError) else end.code
+    except OSError as error:
+        code = _not_written(error)
+    try:
+        stdout.flush()
+    except BrokenPipeError:
         code = 141
     except OSError as error:
-        print(f"xai: error: standard output cannot be written: {reason(error)}", file=sys.stderr)
-        code = 5
-    # Python would complain again when it flushes the stream at exit.
+        code = code or _not_written(error)
+    # What could not be written is still in the stream, and Python would complain again when it flushes it at exit.
     os.dup2(os.open(os.devnull, os.O_WRONLY), stdout.fileno())
-    sys.exit(code)
+    # Python takes a moment to end, and would answer an impatient Ctrl-C with a traceback.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    sys.exit(code)  # type: ignore[arg-type]  # what SystemExit carried
+
+
+def _not_written(error: OSError) -> int:
+    print(f"xai: error: standard output cannot be written: {reason(error)}", file=sys.stderr)
+    return 5
+
+
+def _fill_closed_streams() -> None:
+    """Opens nothing in the place of streams that our caller closed: a file of ours would get their number, and with it
+    whatever a library prints.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115  # for good
 
 
 def _kept_stdout() -> TextIO:
     """Standard output for us alone: whatever else writes to its descriptor, a library in C say, goes to stderr."""
-    if sys.stdout is None:  # closed by whoever started us
-        return open(os.devnull, "w")
     # File names are bytes; those that are no text must come out as they came in.
     # Line by line, so that whoever reads has each path as soon as its files are in place.
     kept = os.fdopen(os.dup(1), "w", buffering=1, encoding=sys.stdout.encoding, errors="surrogateescape")
-    with suppress(OSError):  # stderr may be closed
-        os.dup2(2, 1)
+    os.dup2(2, 1)
     return kept
 
 
-def _reader_gone(end: SystemExit) -> bool:
-    """Whether nobody reads standard output any more, which Typer calls a failure like any other."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        return True
-    return isinstance(end.__context__, BrokenPipeError)
+def _deaf_stderr() -> TextIO:
+    """Standard error, on which writing never fails: a terminal that has been closed is no reason to end a run."""
+    raw = io.BufferedWriter(_Deaf(2, "w", closefd=False))
+    return io.TextIOWrapper(raw, sys.stderr.encoding, sys.stderr.errors, line_buffering=True)
+
+
+class _Deaf(io.FileIO):
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError:
+            return len(data)
 
 
 @app.callback(invoke_without_command=True)
@@ -111,9 +152,7 @@ def _models(
     pattern: Annotated[str, typer.Argument(help="Only names that match, for instance 'resnet*'.")] = "*",
 ) -> None:
     """List the models of a library, as --model takes them."""
-    from xai_cli.classifiers.zoo import model_names
-
-    for each in ("builtin", "timm", "torchvision") if library == "all" else (library,):
+    for each in LIBRARIES if library == "all" else (library,):
         for name in model_names(each):
             if fnmatch(name, pattern):
                 typer.echo(f"{each}/{name}")
@@ -151,3 +190,5 @@ def _add_explain() -> None:
 _add_explain()
 for _method in METHODS.values():
     _add_method(_method)
+for _command in (verify, errors, merge_manifests):
+    app.command(rich_help_panel="After a run")(_command)

@@ -3,73 +3,127 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import torch
 
 from xai_cli.classifiers.classifier import Classifier
-from xai_cli.engine.outcomes import Explained, Failed, Loaded, Map, Outcome
-from xai_cli.engine.plain_pass import PlainPass, plain_pass
-from xai_cli.methods.contract import Attribution, Method, Needs
+from xai_cli.engine.outcomes import DeviceLostError, Explained, Failed, HopelessError, Loaded, Map, Outcome
+from xai_cli.engine.plain_pass import PlainPass, plain_pass, union
+from xai_cli.methods.contract import Attribution, Evidence, Method
 from xai_cli.sentences import reason
 from xai_cli.targets import Target, TargetRule
 
 _HOPELESS = 8
 
 
-class HopelessError(RuntimeError):
-    """Every picture so far failed in the model or in a method: the run is wrong, not the pictures."""
-
-
 class NonFinite(ArithmeticError):  # noqa: N818  # its name is what the manifest says
     """The model gave a picture scores that are no numbers."""
 
 
-@dataclass(frozen=True)
 class Attributor:
-    """Explains pictures by `methods`, whose common needs of the plain pass are `needs`."""
+    """Explains pictures by `methods`, `batch_size` at a time, or fewer once the device's memory was not enough.
 
-    classifier: Classifier
-    methods: Sequence[Method]
-    needs: Needs
-    rule: TargetRule
-    batch_size: int
+    With `proven` there were pictures that it could explain, in an earlier part of the run.
+
+    Raises:
+        ValueError: a method does not fit the model.
+    """
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        methods: Sequence[Method],
+        rule: TargetRule,
+        batch_size: int,
+        *,
+        proven: bool = False,
+    ) -> None:
+        self._classifier, self._methods, self._rule = classifier, methods, rule
+        self._needs = union(classifier, methods)
+        self._batch_size = self._rows = self._chunk = batch_size
+        self._proven = proven
 
     def attribute(self, pictures: Iterable[Loaded | Failed]) -> Iterator[Outcome]:
-        """The outcome of every picture, in order. Raises HopelessError after eight failures and no success."""
-        explained = failures = 0
-        for batch in _batches(pictures, self.batch_size):
-            for outcome in self._batch(batch):
-                if isinstance(outcome, Explained):
-                    outcome = Explained(explained, outcome.picture, outcome.top, outcome.maps)
-                    explained += 1
-                elif outcome.stage == "attribute":
-                    failures += 1
-                    last = f"{outcome.type}: {outcome.message}"
-                yield outcome
-                if failures == _HOPELESS and not explained:
-                    raise HopelessError(f"the first {failures} pictures all failed, the last with {last}")
+        """The outcome of every picture, in order.
 
-        if failures and not explained:
-            raise HopelessError(f"no picture could be explained, the last of {failures} failed with {last}")
+        Raises:
+            HopelessError: a method failed on eight pictures, or on all there were, and succeeded on none.
+        """
+        failures, successes = Counter[str](), Counter[str]()
+        last = {}
+        for batch in _batches(pictures, self._batch_size):
+            for outcome in self._batch(batch):
+                yield outcome
+                for method, failure in self._faults(outcome).items():
+                    (failures if failure else successes)[method] += 1
+                    last[method] = failure
+                    if failures[method] == _HOPELESS and not successes[method]:
+                        raise HopelessError(f"the first {_HOPELESS} pictures all failed, the last with {failure}")
+        for method in failures:
+            if not successes[method] and not self._proven:
+                raise HopelessError(
+                    f"no picture could be explained by {method}, the last of {failures[method]} failed with "
+                    f"{last[method]}"
+                )
+
+    def explain(self, pictures: list[Loaded]) -> list[Outcome]:
+        """The outcome of each picture of a batch; if the batch fails, of each alone, so that only the guilty one is
+        lost; if memory was short, of smaller batches, from now on.
+        """
+        if len(pictures) > self._rows:
+            # Cut before anything is computed, because that may make the rows fewer.
+            first, rest = pictures[: self._rows], pictures[self._rows :]
+            return self.explain(first) + self.explain(rest)
+        result = self._attempt(pictures)
+        if not isinstance(result, _Fault):
+            return result
+        if result.out_of_memory and self._shrink(result.in_method):
+            return self.explain(pictures)
+        if len(pictures) > 1:
+            return [outcome for picture in pictures for outcome in self.explain([picture])]
+        return [Failed(pictures[0].image, "attribute", result.type, result.message, result.out_of_memory)]
 
     def _batch(self, batch: list[Loaded | Failed]) -> list[Outcome]:
         loaded = [item for item in batch if isinstance(item, Loaded)]
-        outcomes = iter(self._guarded(loaded))
+        outcomes = iter(self.explain(loaded) if loaded else [])
         return [next(outcomes) if isinstance(item, Loaded) else item for item in batch]
 
-    def _guarded(self, pictures: list[Loaded]) -> list[Outcome]:
-        """The maps of a batch; if it fails, of each picture alone, so that only the guilty one is lost."""
-        if not pictures:
-            return []
+    def _faults(self, outcome: Outcome) -> dict[str, str | None]:
+        """How each method fared: what failed, or None where it explained at least one target."""
+        if isinstance(outcome, Failed):
+            return {method.name: _told(outcome) for method in self._methods if outcome.stage == "attribute"}
+        made = [each for each in outcome.maps if isinstance(each, Map)]
+        faults = {str(each.method): _told(each) for each in outcome.maps if isinstance(each, Failed)}
+        return {**faults, **dict.fromkeys(each.method for each in made)}
+
+    def _attempt(self, pictures: list[Loaded]) -> list[Outcome] | _Fault:
+        # What an exception's traceback keeps alive, tensors among it, is gone when this returns.
         try:
             return list(self._explained(pictures))
+        except _MethodError as error:
+            fault = _Fault.of(error.__cause__ or error, in_method=True)
         except Exception as error:  # noqa: BLE001  # a picture must not end the run, whatever a model does with it
-            failure = error
-        if len(pictures) > 1:
-            return [outcome for picture in pictures for outcome in self._guarded([picture])]
-        return [Failed(pictures[0].key, "attribute", type(failure).__name__, reason(failure))]
+            fault = _Fault.of(error, in_method=False)
+        if fault.device_lost:
+            raise DeviceLostError(f"the device failed and needs a new process ({fault.message}); run the command again")
+        return fault
+
+    def _shrink(self, in_method: bool) -> bool:
+        """Halves what is computed at once, the samples of a method first; False if it is one already."""
+        if in_method and self._chunk > 1:
+            self._chunk = (self._chunk + 1) // 2
+        elif self._rows > 1:
+            self._rows = (self._rows + 1) // 2
+        else:
+            return False
+        if self._classifier.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return True
 
     def _explained(self, pictures: list[Loaded]) -> Iterator[Explained]:
         passed = self._pass(pictures)
@@ -78,42 +132,98 @@ class Attributor:
             raise NonFinite("the model's scores hold NaN or infinity")
         probabilities = logits.softmax(dim=1).cpu().numpy()
         scores = logits.cpu().numpy()
-        labels = self.classifier.labels
-        targets = [self.rule.choose(row, picture.key, labels) for row, picture in zip(scores, pictures, strict=True)]
-        maps: list[list[Map]] = [[] for _ in pictures]
+        keys = [picture.image.key for picture in pictures]
+        labels = self._classifier.labels
+        targets = [self._rule.choose(row, key, labels) for row, key in zip(scores, keys, strict=True)]
+        maps: list[list[Map | Failed]] = [[] for _ in pictures]
         for rank, ranked in enumerate(zip(*targets, strict=True)):
-            evidence = passed.evidence(ranked, chunk=self.batch_size, last=rank == len(targets[0]) - 1)
-            for method in self.methods:
-                start = time.perf_counter()
-                attribution = method.attribute(evidence)
-                arrays = attribution.relevance.float().cpu().numpy()
-                seconds = (time.perf_counter() - start) / len(pictures)
-                for row, target in enumerate(ranked):
-                    described = self._described(target, scores[row], probabilities[row])
-                    checks = _row_of(attribution, row)
-                    signed, layer = attribution.signed, attribution.layer
-                    maps[row].append(Map(method.name, described, rank, arrays[row], signed, checks, layer, seconds))
+            evidence = passed.evidence(ranked, chunk=self._chunk, keys=keys, last=rank == len(targets[0]) - 1)
+            described = [self._described(*each) for each in zip(ranked, scores, probabilities, strict=True)]
+            for method in self._methods:
+                for made, each in zip(maps, self._maps(method, evidence, pictures, described, rank), strict=True):
+                    made.append(each)
         for picture, row, made in zip(pictures, probabilities, maps, strict=True):
             best = (-row).argsort(kind="stable")[:5]
-            yield Explained(0, picture, [[int(index), round(float(row[index]), 6)] for index in best], made)
+            yield Explained(picture, [[int(index), round(float(row[index]), 6)] for index in best], made)
+
+    def _maps(
+        self, method: Method, evidence: Evidence, pictures: list[Loaded], targets: list[dict[str, Any]], rank: int
+    ) -> list[Map | Failed]:
+        """What one method makes of a batch; of a picture alone also that the method fails on it."""
+        start = time.perf_counter()
+        try:
+            attribution = method.attribute(evidence)
+            arrays = attribution.relevance.float().cpu().numpy()
+            checks = [_row_of(attribution, row) for row in range(len(pictures))]
+        except Exception as error:
+            fault = _Fault.of(error, in_method=True)
+            may_be_less = fault.out_of_memory and self._rows * self._chunk > 1
+            if len(pictures) > 1 or may_be_less or fault.device_lost:
+                raise _MethodError from error
+            return [_failed(pictures[0], method, targets[0], fault.type, fault.message, fault.out_of_memory)]
+        seconds = (time.perf_counter() - start) / len(pictures)
+        batch = {"pictures": self._rows, "samples": self._chunk}
+        signed, layer = attribution.signed, attribution.layer
+        return [
+            Map(method.name, target, rank, array, signed, checked, layer, batch, seconds)
+            if np.isfinite(array).all()
+            else _failed(picture, method, target, "NonFinite", f"the map of {method.name} holds NaN or infinity")
+            for picture, target, array, checked in zip(pictures, targets, arrays, checks, strict=True)
+        ]
 
     def _pass(self, pictures: list[Loaded]) -> PlainPass:
         """The plain pass, filled up with black to the full batch: the same shape gives a picture the same bytes."""
         pixels = [picture.pixels for picture in pictures]
-        padding = [np.zeros_like(pixels[0])] * (self.batch_size - len(pixels))
-        return plain_pass(self.classifier, self.classifier.prepare(pixels + padding), self.needs)
+        padding = [np.zeros_like(pixels[0])] * (self._rows - len(pixels))
+        return plain_pass(self._classifier, self._classifier.prepare(pixels + padding), self._needs)
 
     def _described(self, target: Target, logits: np.ndarray, probabilities: np.ndarray) -> dict[str, object]:
         described: dict[str, object] = {
             "index": target.index,
-            "name": self.classifier.labels[target.index],
+            "name": self._classifier.labels[target.index],
             "how": target.how,
             "probability": round(float(probabilities[target.index]), 6),
             "logit": float(logits[target.index]),
         }
         if target.against is not None:
-            described["against"] = {"index": target.against, "name": self.classifier.labels[target.against]}
+            described["against"] = {"index": target.against, "name": self._classifier.labels[target.against]}
         return described
+
+
+class _MethodError(RuntimeError):
+    """A method failed, and not the pass that all methods share."""
+
+
+@dataclass(frozen=True)
+class _Fault:
+    """What is kept of an exception."""
+
+    type: str
+    message: str
+    in_method: bool
+    out_of_memory: bool
+
+    @classmethod
+    def of(cls, error: BaseException, *, in_method: bool) -> _Fault:
+        short = isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
+            sign in str(error) for sign in ("out of memory", "can't allocate memory", "ALLOC_FAILED")
+        )
+        return cls("OutOfMemory" if short else type(error).__name__, reason(error), in_method, short)
+
+    @property
+    def device_lost(self) -> bool:
+        """After such an error, a failed assertion on the device say, whatever the process does there fails."""
+        return not self.out_of_memory and "CUDA error" in self.message
+
+
+def _failed(
+    picture: Loaded, method: Method, target: dict[str, Any], kind: str, message: str, transient: bool = False
+) -> Failed:
+    return Failed(picture.image, "attribute", kind, message, transient, method=method.name, target=target)
+
+
+def _told(failed: Failed) -> str:
+    return f"{failed.type}: {failed.message}"
 
 
 def _batches(pictures: Iterable[Loaded | Failed], size: int) -> Iterator[list[Loaded | Failed]]:

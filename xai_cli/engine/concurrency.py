@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -13,7 +13,7 @@ Result = TypeVar("Result")
 
 def in_order(
     pool: ThreadPoolExecutor, work: Callable[[Item], Result], items: Iterable[Item], *, ahead: int
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """`work(item)` for each item, in the order of the items, at most `ahead` of them begun and not yet taken.
 
     Items are drawn only as results are taken, so an endless source costs no memory. When the source itself fails, what
@@ -21,14 +21,14 @@ def in_order(
     """
     pending: deque[Future[Result]] = deque()
     source = iter(items)
-    failure: Exception | None = None
+    failure: BaseException | None = None
     try:
         while failure is None:
             try:
                 pending.append(pool.submit(work, next(source)))
             except StopIteration:
                 break
-            except Exception as error:  # noqa: BLE001  # raised again below
+            except BaseException as error:  # noqa: BLE001  # raised again below
                 failure = error
             if len(pending) >= ahead:
                 yield pending.popleft().result()

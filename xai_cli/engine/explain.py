@@ -1,67 +1,95 @@
-"""The run, as one sentence: find pictures, read them, attribute them, draw and write, note each in the manifest."""
+"""The run, as one sentence: list pictures, filter out what is done, decode, attribute, write, commit."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
 
 from xai_cli.classifiers.classifier import Classifier
 from xai_cli.engine.attributing import Attributor
 from xai_cli.engine.concurrency import in_order
+from xai_cli.engine.memory import Budget
 from xai_cli.engine.options import DrawingOptions, InputOptions, RunOptions
-from xai_cli.engine.plain_pass import union
 from xai_cli.engine.reading import Reader
-from xai_cli.engine.writing import Writer
+from xai_cli.engine.run_folder import RunFolder
+from xai_cli.engine.stopping import Stop
+from xai_cli.engine.writing import Writer, Written
 from xai_cli.images.sources import ImageRef
 from xai_cli.methods.contract import Method
-from xai_cli.outputs.files import write_atomically
-from xai_cli.outputs.manifest import ManifestWriter, Row
-from xai_cli.outputs.overview import contact_sheet
-from xai_cli.outputs.pictures import encode_png
+from xai_cli.outputs.manifest import Row
 from xai_cli.targets import parse_target
+
+_MEGABYTE = 2**20
+
+
+@dataclass(frozen=True)
+class Stations:
+    """What a picture passes through: it is read, attributed, written."""
+
+    reader: Reader
+    attributor: Attributor
+    writer: Writer
+
+    @classmethod
+    def of(
+        cls,
+        classifier: Classifier,
+        methods: Sequence[Method],
+        inputs: InputOptions,
+        run: RunOptions,
+        drawing: DrawingOptions,
+        *,
+        proven: bool = False,
+    ) -> Stations:
+        """The stations of one run; `proven` says that some pictures of it were explained before.
+
+        Raises LookupError or ValueError: the target is unknown, or a method does not fit the model.
+        """
+        rule = parse_target(run.target, classifier.labels)
+        memory = Budget(run.memory * _MEGABYTE)
+        reader = Reader(classifier.preprocessing, classifier.labels, rule, inputs, drawing.picture_size, memory)
+        attributor = Attributor(classifier, methods, rule, run.batch_size, proven=proven)
+        return cls(reader, attributor, Writer(run.out, drawing))
 
 
 def explain(
-    images: Iterable[ImageRef],
-    classifier: Classifier,
-    methods: Sequence[Method],
-    inputs: InputOptions,
-    run: RunOptions,
-    drawing: DrawingOptions,
-) -> Iterator[Row]:
-    """The manifest rows of all `images`, in their order, each given when its files are in place in `run.out`.
+    images: Iterable[ImageRef], stations: Stations, folder: RunFolder, run: RunOptions, stop: Stop
+) -> Iterator[list[Row]]:
+    """The records of all `images`, in their order, each given when its files and its rows are in place.
 
     Raises:
-        LookupError, ValueError: the target is unknown, or a method does not fit the model; at once.
-        HopelessError: the first pictures all fail in the model or in a method; while rows are taken.
-        OSError: the output cannot be written; while rows are taken.
+        HopelessError: the first pictures all fail in the model or in a method.
+        Interrupted: the end was asked for; what was begun is finished.
+        OSError: the output cannot be written.
     """
-    rule = parse_target(run.target, classifier.labels)
-    reader = Reader(classifier.preprocessing, classifier.labels, rule, inputs, drawing.picture_size)
-    attributor = Attributor(classifier, methods, union(classifier, methods), rule, run.batch_size)
-    writer = Writer(run.out, drawing)
-    return _rows(images, reader, attributor, writer, run)
-
-
-def _rows(
-    images: Iterable[ImageRef], reader: Reader, attributor: Attributor, writer: Writer, run: RunOptions
-) -> Iterator[Row]:
-    cells = []
-    # Results wait no longer than pictures do: both queues are as long as two batches.
-    ahead = 2 * run.batch_size
+    ahead = _ahead(run, stations.reader)
     with (
         ThreadPoolExecutor(run.workers) as readers,
         ThreadPoolExecutor(run.workers) as writers,
-        ManifestWriter(run.out / "manifest.jsonl") as manifest,
+        # Closed first: a pool that ends would else do all the work that still waits for it.
+        closing(in_order(readers, stations.reader.read, folder.noted(images), ahead=ahead)) as pictures,
+        closing(
+            in_order(writers, stations.writer.write, stations.attributor.attribute(stop.until(pictures)), ahead=ahead)
+        ) as results,
     ):
-        pictures = in_order(readers, reader.read, images, ahead=ahead)
-        outcomes = attributor.attribute(pictures)
-        for written in in_order(writers, writer.write, outcomes, ahead=ahead):
-            for row in written.rows:
-                manifest.append(row)
-                yield row
-            if written.cells:
-                cells.append(written.cells)
-    if cells:
-        sheet = contact_sheet(cells, ["photo", *(method.name for method in attributor.methods)])
-        write_atomically(run.out / "overview.png", encode_png(sheet))
+        yield from committed(results, folder)
+
+
+def committed(results: Iterable[Written], folder: RunFolder) -> Iterator[list[Row]]:
+    """The records of what was written, appended to the manifest. Raises OSError when the disk takes nothing more."""
+    faults = 0
+    for written in results:
+        yield folder.commit(written.rows)
+        faults = faults + 1 if written.fault else 0
+        # One file may be at odds with the disk; two in a row are the disk.
+        if faults == 2 and written.fault:
+            raise written.fault
+
+
+def _ahead(run: RunOptions, reader: Reader) -> int:
+    """How many pictures may wait before the model, and as many results after it: two batches, if memory allows."""
+    height, width = reader.preprocessing.size
+    bytes_each = 3 * (reader.picture_size**2 + height * width)
+    return max(run.workers, min(2 * run.batch_size, run.memory * _MEGABYTE // (2 * bytes_each)))

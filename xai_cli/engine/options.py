@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from hashlib import blake2b
+from itertools import islice
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from xai_cli.options import Option, Options
+
+if TYPE_CHECKING:
+    from xai_cli.images.sources import ImageRef
 
 
 @dataclass(frozen=True)
@@ -15,10 +23,39 @@ class InputOptions(Options):
 
     panel: ClassVar[str] = "Pictures"
 
-    files_from: Annotated[str | None, Option("A list of further pictures or folders, one per line; - is stdin.")] = None
-    null: Annotated[bool, Option("Lists end their names with NUL instead of a new line.", short="0")] = False
+    files_from: Annotated[str | None, Option("A list of further pictures or folders, one per line; - is stdin.",
+                                             may_change=True)] = None  # fmt: skip
+    null: Annotated[bool, Option("Lists end their names with NUL instead of a new line.", short="0",
+                                 may_change=True)] = False  # fmt: skip
+    limit: Annotated[int | None, Option("Only so many pictures, the first ones.", min=1, may_change=True)] = None
+    shard: Annotated[str | None, Option("I/N: only the I-th of N parts, which are stable when pictures are added.",
+                                        may_change=True)] = None  # fmt: skip
     exif: Annotated[bool, Option("Turn photos upright as their EXIF orientation says.")] = True
     max_pixels: Annotated[int, Option("Larger pictures are refused.", min=1)] = 89_478_485
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        index, shards = self.part or (1, 1)
+        if not 1 <= index <= shards:
+            raise ValueError(f"--shard expects I/N with I from 1 to N, found {self.shard!r}")
+
+    @property
+    def part(self) -> tuple[int, int] | None:
+        """The shard as (i, n), i from 1 to n; None for the whole."""
+        if self.shard is None:
+            return None
+        match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", self.shard)
+        return (int(match[1]), int(match[2])) if match else (0, 0)
+
+    def select(self, images: Iterable[ImageRef]) -> Iterator[ImageRef]:
+        """The pictures of the shard, and of these the first ones up to the limit."""
+        return islice(filter(self._is_ours, images), self.limit)
+
+    def _is_ours(self, image: ImageRef) -> bool:
+        index, shards = self.part or (1, 1)
+        # By the name, not by the place in the list: pictures that are added move no other to another shard.
+        digest = blake2b(os.fsencode(image.key), digest_size=8).digest()
+        return int.from_bytes(digest, "little") % shards == index - 1
 
 
 @dataclass(frozen=True)
@@ -27,13 +64,24 @@ class RunOptions(Options):
 
     panel: ClassVar[str] = "Run"
 
-    target: Annotated[str, Option("predicted, label (the picture's folder), top:K, a class by index or name, "
-                                  "or A-vs-B.")] = "predicted"  # fmt: skip
-    out: Annotated[Path, Option("Folder of the run.", short="o")] = Path("explanations")
-    overwrite: Annotated[bool, Option("Replace a run that is already in the folder.")] = False
+    target: Annotated[
+        str,
+        Option(
+            "predicted, label (the picture's folder), top:K, a class by index or name, or A-vs-B.",
+            complete=lambda incomplete: ("predicted", "label", "top:"),
+        ),
+    ] = "predicted"
+    out: Annotated[Path, Option("Folder of the run; the same command goes on with it.", short="o",
+                                may_change=True)] = Path("explanations")  # fmt: skip
+    overwrite: Annotated[bool, Option("Replace a run that is already in the folder.", may_change=True)] = False
+    retry_errors: Annotated[bool, Option("Try pictures again that failed before.", may_change=True)] = False
     batch_size: Annotated[int, Option("Pictures, or samples of pictures, per pass.", min=1)] = 8
-    workers: Annotated[int, Option("Threads that read, and as many that draw and write.", min=1)] = 2
-    strict: Annotated[bool, Option("Count a map that fails one of its checks as a failed picture.")] = False
+    workers: Annotated[int, Option("Threads that read, and as many that draw and write.", min=1,
+                                   may_change=True)] = 2  # fmt: skip
+    memory: Annotated[int, Option("Megabytes for pictures that are being read or wait; one picture always may.",
+                                  min=1, may_change=True)] = 1024  # fmt: skip
+    strict: Annotated[bool, Option("Count a map that fails one of its checks as a failed picture.",
+                                   may_change=True)] = False  # fmt: skip
 
 
 @dataclass(frozen=True)

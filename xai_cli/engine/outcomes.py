@@ -10,20 +10,43 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xai_cli.images.geometry import Geometry
+from xai_cli.images.sources import ImageRef
+
+
+class HopelessError(RuntimeError):
+    """Every picture so far failed in the model or in a method: the run is wrong, not the pictures."""
+
+
+class DeviceLostError(HopelessError):
+    """The device failed, and nothing works on it any more in this process; some picture may be the reason."""
 
 
 @dataclass(frozen=True)
 class Failed:
-    """A picture that gave no map: the stage, the kind of fault, one sentence."""
+    """A picture that gave no map, or not that of one `method` for one `target`: the stage, the kind of fault, one
+    sentence. A `transient` fault may be gone at the next attempt.
+    """
 
-    key: str
+    image: ImageRef
     stage: str
     type: str
     message: str
+    transient: bool = False
+    method: str | None = None
+    target: Mapping[str, Any] | None = None
 
     def as_row(self) -> dict[str, Any]:
-        """The manifest row of the picture."""
-        return {"key": self.key, "status": "error", "stage": self.stage, "type": self.type, "message": self.message}
+        """The manifest row."""
+        of_one = {} if self.method is None else {"method": self.method, "target": self.target}
+        return {
+            **about(self.image),
+            **of_one,
+            "status": "error",
+            "stage": self.stage,
+            "type": self.type,
+            "message": self.message,
+            "transient": self.transient,
+        }
 
 
 @dataclass(frozen=True)
@@ -32,7 +55,7 @@ class Loaded:
     other.
     """
 
-    key: str
+    image: ImageRef
     pixels: NDArray[np.uint8]
     photo: NDArray[np.uint8]
     geometry: Geometry
@@ -42,7 +65,10 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Map:
-    """One map of a picture: `relevance` `(h, w)` by one method for one target, and what was measured of it."""
+    """One map of a picture: `relevance` `(h, w)` by one method for one target, and what was measured of it.
+
+    `batch` says how much was computed at once: in another shape a map differs in its last digits.
+    """
 
     method: str
     target: Mapping[str, Any]
@@ -51,17 +77,23 @@ class Map:
     signed: bool
     checks: Mapping[str, float]
     layer: str | None
+    batch: Mapping[str, int]
     seconds: float
 
 
 @dataclass(frozen=True)
 class Explained:
-    """A picture with all its maps; `number` counts the explained pictures of a run from zero."""
+    """A picture with all its maps, and what failed among them."""
 
-    number: int
     picture: Loaded
     top: list[list[float]]
-    maps: list[Map]
+    maps: list[Map | Failed]
 
 
 Outcome = Failed | Explained
+
+
+def about(image: ImageRef) -> dict[str, Any]:
+    """What every row says of its picture: key, path, and by which size and time a changed file is told."""
+    source = None if image.stamp is None else dict(zip(("bytes", "mtime_ns"), image.stamp, strict=True))
+    return {"key": image.key, "path": str(image.path), "source": source}

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from xai_cli.classifiers.classifier import Classifier
 from xai_cli.classifiers.layers import captured
-from xai_cli.methods.contract import Attribution, Evidence, Method, Needs
+from xai_cli.methods.contract import Attribution, Evidence, Method, Needs, seed_of
 from xai_cli.targets import Target, parse_target
 
 
@@ -28,10 +28,12 @@ class PlainPass:
     wants_input: bool
     activations: dict[str, Tensor]
 
-    def evidence(self, targets: Sequence[Target], *, chunk: int, last: bool = True) -> Evidence:
+    def evidence(
+        self, targets: Sequence[Target], *, chunk: int, keys: Sequence[str] = (), last: bool = True
+    ) -> Evidence:
         """The evidence for one target per picture: the shared backward pass. After the `last` one the graph is gone.
 
-        There may be fewer targets than rows: the rows beyond are padding and left out.
+        There may be fewer targets than rows: the rows beyond are padding and left out. `keys` name the pictures.
         """
         rows = len(targets)
         device = self.logits.device
@@ -44,6 +46,7 @@ class PlainPass:
             targets=chosen,
             contrasts=torch.tensor(against, device=device) if against else None,
             logits=self.logits[:rows].detach(),
+            seeds=tuple(map(seed_of, keys or [""] * rows)),
             chunk=chunk,
         )
         wanted = [self.inputs] * self.wants_input + list(self.activations.values())

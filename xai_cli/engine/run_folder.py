@@ -1,71 +1,223 @@
-"""The folder of a run begins with `run.json`: what was asked for, by what, and all that is needed to ask again."""
+"""The folder of a run: who may write in it, what is done, what is owed. Asked for again, a run goes on.
+
+Nothing here imports torch, so that a finished run is recognised at once.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 import json
+import os
 import shutil
-from collections.abc import Sequence
-from importlib.metadata import version
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
-from xai_cli.classifiers.classifier import Classifier
-from xai_cli.methods.contract import Method
-from xai_cli.options import Options
-from xai_cli.outputs.files import resolve_inside, write_atomically
-from xai_cli.outputs.manifest import SCHEMA
+from xai_cli.engine.journal import Journal
+from xai_cli.engine.ledger import Account, Ledger, State
+from xai_cli.engine.outcomes import DeviceLostError
+from xai_cli.engine.request import Request, found_changes
+from xai_cli.images.sources import ImageRef, stamped
+from xai_cli.outputs.files import alone_in, resolve_inside, write_atomically
+from xai_cli.outputs.manifest import InUse, ManifestWriter, Row, manifest_name, manifests, read_records, shard_of
 
-_LIBRARIES = ("xai-cli", "torch", "torchvision", "timm", "numpy", "pillow")
+
+class Refused(ValueError):  # noqa: N818  # the folder is as it should be; the request does not fit it
+    """The folder holds another run, or is in use."""
 
 
-def begin_run(out: Path, description: dict[str, Any], *, overwrite: bool) -> None:
-    """Makes the folder and writes its `run.json`; with `overwrite` the run that was there is removed first.
+class AccountingError(RuntimeError):
+    """Pictures were asked for, and the manifest has no record of them."""
+
+
+class RunFolder:
+    """The folder `out` while a run, or one shard (i, n) of it, writes in it.
+
+    Entering it locks the run that is there, and reads what is done; `suspects` are pictures on which a
+    process may have died.
 
     Raises:
-        FileExistsError: the folder holds a run.
-        OSError: the folder cannot be written.
+        Refused: another run is at work in it, or another request was made of it.
+        OSError: it cannot be read or written.
     """
-    if out.exists() and not out.is_dir():
-        raise NotADirectoryError(f"--out expects a folder, found the file {out}; give another name")
-    if any((out / name).exists() for name in ("run.json", "manifest.jsonl")):
-        if not overwrite:
-            raise FileExistsError(f"{out} already holds a run; give another folder with --out, or --overwrite")
-        _remove_run(out)
-    write_atomically(out / "run.json", json.dumps(description, indent=2).encode("ascii") + b"\n")
+
+    def __init__(
+        self, out: Path, request: Request, *, shard: tuple[int, int] | None = None, overwrite: bool = False
+    ) -> None:
+        self.out, self.shard = out, shard
+        self.ledger = Ledger(out, ())
+        self.account = Account()
+        self.front: list[ImageRef] = []
+        self.suspects: list[ImageRef] = []
+        self._request, self._overwrite = request, overwrite
+        self._described: dict[str, Any] = {}
+        self._manifest = ManifestWriter(out / manifest_name(shard))
+        self._journal = Journal(out / _journal_name(shard))
+        self._open = ExitStack()
+
+    def __enter__(self) -> Self:
+        if self.out.exists() and not self.out.is_dir():
+            raise NotADirectoryError(f"--out expects a folder, found the file {self.out}; give another name")
+        # A run that is not there yet is not begun either, before its model is known to be right.
+        if (self.out / "run.json").exists():
+            try:
+                self._lock()
+            except BaseException:
+                self._open.close()
+                raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        # As long as a picture is suspected of a death, be it only that of the device, the journal must say so.
+        if self._manifest.is_open and not self.suspects and not isinstance(error, DeviceLostError):
+            self._journal.close()
+        self._open.close()
+
+    @property
+    def locked(self) -> bool:
+        """Whether the file system keeps other runs away."""
+        return self._manifest.locked
+
+    def begin(self, found: Mapping[str, Any]) -> list[str]:
+        """Writes `run.json`, or compares it with the model that was `found` since; then pictures may be committed.
+
+        Returns which libraries are others than when the run began. Raises as entering does.
+        """
+        # Shards may begin at the same moment, and must agree on one request.
+        with alone_in(self.out):
+            return self._begun(found)
+
+    def _begun(self, found: Mapping[str, Any]) -> list[str]:
+        if not self._manifest.is_open:
+            self._lock()
+        if self._described and self._overwrite:
+            self._remove()
+        # One of fewer pictures than there are would outlive a death before the new one.
+        (self.out / "overview.png").unlink(missing_ok=True)
+        if self._described:
+            self._refuse(found_changes(self._described, found))
+            before = self._described["versions"]
+            return [f"{name} {before.get(name)} -> {now}" for name, now in found["versions"].items()
+                    if now != before.get(name)]  # fmt: skip
+        self._described = {**self._request.content, **found}
+        write_atomically(self.out / "run.json", json.dumps(self._described, indent=2).encode("ascii") + b"\n")
+        return []
+
+    def owed(self, images: Iterable[ImageRef], *, retry_errors: bool = False, front: int = 0) -> Iterator[ImageRef]:
+        """Those of the pictures that have still to be explained; all of them are entered into the account.
+
+        The first ones, `front` of them, are kept, owed or not.
+        """
+        again = {State.UNKNOWN, State.TRANSIENT} | ({State.FAILED} if retry_errors else set())
+        for image in map(stamped, images):
+            state = self.ledger.state(image)
+            self.account.enter(image, State.UNKNOWN if state in again else state)
+            if len(self.front) < front:
+                self.front.append(image)
+            if state in again:
+                yield image
+
+    def noted(self, images: Iterable[ImageRef]) -> Iterator[ImageRef]:
+        """The same pictures, each noted in the journal of what is in flight."""
+        for image in images:
+            self._journal.begin(image)
+            yield image
+
+    def commit(self, rows: Sequence[Row]) -> list[Row]:
+        """Appends the record of a picture to the manifest, and returns it as it stands there."""
+        record = self._manifest.append(rows)
+        self._journal.end(record[0]["key"])
+        return record
+
+    def cleared(self, image: ImageRef, record: list[Row]) -> None:
+        """Takes a picture, of which there is a `record` now, from the suspects."""
+        self.suspects.remove(image)
+        self.ledger.note(record)
+
+    def settle(self) -> list[list[Row]]:
+        """Reads the manifest again and settles the account; returns the records of the pictures at the front, in order.
+
+        Raises AccountingError if a picture is still owed: then the tool has lost it, not the user.
+        """
+        records: dict[str, list[Row]] = {image.key: [] for image in self.front}
+        for manifest in self.manifests():
+            for record in read_records(manifest):
+                if self.account.settle(record, self.out) and record[0]["key"] in records:
+                    records[record[0]["key"]] = record
+        owed = self.account.counts()[State.UNKNOWN]
+        if owed:
+            raise AccountingError(f"{owed} pictures have no record in the manifest; run the same command again")
+        return [record for record in records.values() if record]
+
+    def manifests(self) -> list[Path]:
+        """The manifests that tell what is done: that of the whole run, and the shard's own."""
+        return [path for path in manifests(self.out) if path.name in (manifest_name(), manifest_name(self.shard))]
+
+    def _lock(self) -> None:
+        self._occupy(self._manifest)
+        if not (self.out / "run.json").exists():
+            return
+        try:
+            self._described = json.loads((self.out / "run.json").read_text())
+            changes = self._request.changes(self._described)
+            found_changes(self._described, self._described)
+            self._described["versions"].items()
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise self._not_ours() from error
+        if not self._overwrite:
+            self._refuse(changes)
+            self._recover()
+
+    def _occupy(self, manifest: ManifestWriter) -> None:
+        """Keeps other runs from a manifest until this one ends."""
+        try:
+            self._open.enter_context(manifest)
+        except InUse as error:
+            raise Refused(
+                f"another run is at work in {self.out}; wait for it, or give another folder with --out"
+            ) from error
+
+    def _not_ours(self) -> Refused:
+        return Refused(f"{self.out}/run.json was not written by xai; give another folder with --out")
+
+    def _refuse(self, changes: list[str]) -> None:
+        if changes:
+            raise Refused(
+                f"{self.out} holds a run in which {', '.join(changes)}; ask for the same, or give another folder with "
+                "--out, or --overwrite"
+            )
+
+    def _recover(self) -> None:
+        """Reads what is done, and which pictures a process may have died of."""
+        self.ledger = Ledger(self.out, self.manifests())
+        for image in self._journal.left():
+            if self.ledger.state(image) in (State.UNKNOWN, State.TRANSIENT) and os.path.lexists(image.path):
+                self.suspects.append(image)
+        if self.suspects:
+            self._journal.begin(*self.suspects)
+
+    def _remove(self) -> None:
+        """Removes what a run wrote, and nothing a user may have put beside it."""
+        others = [path for path in manifests(self.out) if path.name != manifest_name(self.shard)]
+        for path in others:
+            self._occupy(ManifestWriter(path))
+        try:
+            folders = [resolve_inside(self.out, PurePosixPath(method)) for method in self._described["methods"]]
+        except ValueError as error:
+            raise self._not_ours() from error
+        for folder in folders:
+            shutil.rmtree(folder, ignore_errors=True)
+        for path in others:
+            path.unlink()
+            (self.out / _journal_name(shard_of(path))).unlink(missing_ok=True)
+        self._manifest.clear()
+        for name in ("overview.png", "run.json"):
+            (self.out / name).unlink(missing_ok=True)
+        self._described = {}
 
 
-def describe_run(
-    pictures: Sequence[str], classifier: Classifier, methods: Sequence[Method], options: Sequence[Options]
-) -> dict[str, Any]:
-    """The content of `run.json`: pictures as they were asked for, model, methods, every option, versions."""
-    return {
-        "schema": SCHEMA,
-        "pictures": list(pictures),
-        "model": {
-            "name": classifier.name,
-            "sha256": classifier.digest,
-            "classes": len(classifier.labels),
-            "device": str(classifier.device),
-            "dtype": str(classifier.dtype).removeprefix("torch."),
-            "preprocessing": dataclasses.asdict(classifier.preprocessing),
-            "notes": list(classifier.notes),
-        },
-        "methods": {method.name: method.as_row() for method in methods},
-        "layers": {method.name: list(method.needs(classifier).layers) for method in methods},
-        "options": {name: value for each in options for name, value in each.as_row().items()},
-        "versions": {library: version(library) for library in _LIBRARIES},
-    }
-
-
-def _remove_run(out: Path) -> None:
-    """Removes what a run wrote, and nothing a user may have put beside it."""
-    try:
-        methods = json.loads((out / "run.json").read_text())["methods"]
-        folders = [resolve_inside(out, PurePosixPath(method)) for method in methods]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise FileExistsError(f"{out}/run.json was not written by xai; give another folder with --out") from error
-    for folder in folders:
-        shutil.rmtree(folder, ignore_errors=True)
-    for name in ("manifest.jsonl", "overview.png", "run.json"):
-        (out / name).unlink(missing_ok=True)
+def _journal_name(shard: tuple[int, int] | None) -> str:
+    return f".in-flight{manifest_name(shard).removeprefix('manifest')}"

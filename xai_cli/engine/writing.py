@@ -1,35 +1,36 @@
-"""Maps become files, and files become manifest rows: array, picture, and a place on the overview."""
+"""Maps become files, and files become manifest rows: array and picture, each whole or absent."""
 
 from __future__ import annotations
 
+import errno
 import math
 import time
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 
 from xai_cli.engine.checks import is_degenerate, warnings
 from xai_cli.engine.options import DrawingOptions
-from xai_cli.engine.outcomes import Explained, Failed, Map, Outcome
-from xai_cli.images.geometry import Geometry
+from xai_cli.engine.outcomes import Explained, Failed, Map, Outcome, about
 from xai_cli.outputs.files import array_bytes, output_path, resolve_inside, write_atomically
 from xai_cli.outputs.manifest import Row
-from xai_cli.outputs.overview import caption
-from xai_cli.outputs.pictures import display_copy, draw, encode_png
+from xai_cli.outputs.pictures import draw, encode_png
+from xai_cli.sentences import reason
 
-_CELL = 192
+# These say that a name cannot be had; all others that the disk takes nothing more.
+_NAME_FAULTS = {
+    errno.ENAMETOOLONG: "NameTooLong",
+    **dict.fromkeys((errno.EEXIST, errno.ENOTDIR, errno.EISDIR), "NameTaken"),
+    **dict.fromkeys((errno.ELOOP, errno.EILSEQ, errno.EINVAL), "NameRefused"),
+}
 
 
 @dataclass(frozen=True)
 class Written:
-    """What a picture left behind: its manifest rows, and for the first ones of a run a row of the overview."""
+    """The rows of a picture, and the fault of the disk that kept some of its files from being written."""
 
     rows: list[Row]
-    cells: tuple[str, list[Image.Image | None]] | None = None
+    fault: OSError | None = None
 
 
 @dataclass(frozen=True)
@@ -40,68 +41,73 @@ class Writer:
     drawing: DrawingOptions
 
     def write(self, outcome: Outcome) -> Written:
-        """Puts all files of a picture in place and returns its rows. Raises OSError if the disk does not take them."""
+        """Puts all files of a picture in place and returns its rows."""
         if isinstance(outcome, Failed):
             return Written([outcome.as_row()])
-        rows = [self._write_map(outcome, each) for each in outcome.maps]
-        return Written(rows, self._cells(outcome) if outcome.number < self.drawing.overview else None)
+        rows: list[Row] = []
+        fault = None
+        for made in outcome.maps:
+            if isinstance(made, Failed):
+                rows.append(made.as_row())
+                continue
+            try:
+                rows.append(self._write_map(outcome, made))
+            except OSError as error:
+                of_the_name = error.errno in _NAME_FAULTS
+                kind = _NAME_FAULTS.get(error.errno or 0, type(error).__name__)
+                message = f"its result cannot be written: {error.strerror or error}"
+                rows.append(_failed(outcome, made, kind, message, transient=not of_the_name))
+                fault = fault if of_the_name else error
+            except Exception as error:  # noqa: BLE001  # whatever one map does, the others are still written
+                short = isinstance(error, MemoryError)
+                rows.append(_failed(outcome, made, type(error).__name__, reason(error), transient=short))
+        return Written(rows, fault)
 
     def _write_map(self, outcome: Explained, made: Map) -> Row:
         start = time.perf_counter()
         picture = outcome.picture
-        if not np.isfinite(made.relevance).all():
-            return _failed(
-                picture.key, made, "attribute", "NonFinite", f"the map of {made.method} holds NaN or infinity"
-            )
-        files = {"npy": array_bytes(made.relevance)}
-        if self.drawing.render != "none":
-            files["png"] = encode_png(self._draw(picture.photo, picture.geometry, made, self.drawing.render))
         # The first target's files carry the picture's plain name, so that a script can compute it.
         suffix = str(made.target["index"]) if made.rank else ""
-        paths = {kind: output_path(made.method, picture.key, suffix, kind) for kind in files}
+        kinds = ("npy",) if self.drawing.render == "none" else ("npy", "png")
+        paths = {kind: output_path(made.method, picture.image.key, suffix, kind) for kind in kinds}
         try:
             places = {kind: resolve_inside(self.out, path) for kind, path in paths.items()}
         except ValueError as error:
-            return _failed(picture.key, made, "write", "OutsideOutput", str(error))
+            return _failed(outcome, made, "OutsideOutput", str(error))
+        files = {"npy": array_bytes(made.relevance)}
+        if "png" in kinds:
+            files["png"] = encode_png(
+                draw(
+                    picture.photo, made.relevance, picture.geometry,
+                    signed=made.signed, render=self.drawing.render, percentile=self.drawing.percentile,
+                )
+            )  # fmt: skip
         for kind, data in files.items():
             write_atomically(places[kind], data)
         checks = {**made.checks, "degenerate": is_degenerate(made.relevance)}
         seconds = {"decode": picture.seconds, "attribute": made.seconds, "write": time.perf_counter() - start}
         return {
-            "key": picture.key,
-            **_about(made),
+            **about(picture.image),
+            "method": made.method,
+            "target": dict(made.target),
             "status": "ok",
             "top": outcome.top,
             "files": {kind: str(path) for kind, path in paths.items()},
             "bytes": {kind: len(data) for kind, data in files.items()},
+            "crc32": {kind: f"{zlib.crc32(data):08x}" for kind, data in files.items()},
+            "signed": made.signed,
             "geometry": picture.geometry.as_row(),
             "layer": made.layer,
             "checks": {name: _json_number(value) for name, value in checks.items()},
             "warnings": [*picture.warnings, *warnings(checks)],
+            "batch": dict(made.batch),
             "seconds": {name: round(value, 4) for name, value in seconds.items()},
         }
 
-    def _cells(self, outcome: Explained) -> tuple[str, list[Image.Image | None]]:
-        first = outcome.maps[0].target
-        # Drawn small rather than reduced: neighbouring red and blue would average to grey.
-        photo = display_copy(outcome.picture.photo, _CELL)
-        cells: list[Image.Image | None] = [Image.fromarray(photo)]
-        geometry = outcome.picture.geometry
-        cells += [self._draw(photo, geometry, made, "overlay") if np.isfinite(made.relevance).all() else None
-                  for made in outcome.maps if made.rank == 0]  # fmt: skip
-        return caption(outcome.picture.key, first["name"], first["probability"]), cells
 
-    def _draw(self, photo: NDArray[np.uint8], geometry: Geometry, made: Map, render: str) -> Image.Image:
-        percentile = self.drawing.percentile
-        return draw(photo, made.relevance, geometry, signed=made.signed, render=render, percentile=percentile)
-
-
-def _about(made: Map) -> dict[str, Any]:
-    return {"method": made.method, "target": dict(made.target)}
-
-
-def _failed(key: str, made: Map, stage: str, type: str, message: str) -> Row:
-    return {**Failed(key, stage, type, message).as_row(), **_about(made)}
+def _failed(outcome: Explained, made: Map, type: str, message: str, *, transient: bool = False) -> Row:
+    image = outcome.picture.image
+    return Failed(image, "write", type, message, transient, method=made.method, target=made.target).as_row()
 
 
 def _json_number(value: float | bool) -> float | bool | None:

@@ -10,7 +10,7 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -28,10 +28,8 @@ FORMATS = tuple(
     name for name in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "ICO") if name in Image.OPEN
 )
 
-# O_NONBLOCK: opening a named pipe would otherwise wait for its writer, for ever. No system has all three flags.
-_OPEN_FLAGS = os.O_RDONLY
-for _name in ("O_NONBLOCK", "O_CLOEXEC", "O_BINARY"):
-    _OPEN_FLAGS |= getattr(os, _name, 0)
+# Opening a named pipe would otherwise wait for its writer, for ever.
+_NONBLOCK: int = getattr(os, "O_NONBLOCK", 0)
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -52,7 +50,11 @@ _ERRNO = {
     errno.EPERM: ("PermissionDenied", "reading it is not permitted"),
     errno.EISDIR: ("NotAFile", "it is a folder, not a file"),
     errno.ENXIO: ("NotAFile", "it is a socket or a device, not a file"),
+    errno.EMFILE: ("ReadError", "too many open files, raise `ulimit -n` or lower --workers"),
+    errno.ENFILE: ("ReadError", "too many open files on this machine"),
+    errno.ENOMEM: ("OutOfMemory", "there is not enough memory to read it"),
 }
+_PASSING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 _IMPOSTORS = (
     (b"version https://git-lfs", "a git-LFS pointer, fetch the picture with `git lfs pull`"),
@@ -65,13 +67,23 @@ _IMPOSTORS = (
 )
 
 
-class Broken(Exception):  # noqa: N818  (it is an outcome of a file, recorded in its manifest line)
-    """A file gives no picture: the `stage` that failed ("open" or "decode"), a CamelCase `type` and one sentence."""
+# Bytes per pixel. Preparing: 3 of the array, 4 of Pillow's copy, up to 4 of the resized one. Decoding, where it may
+# take more: Pillow's 4 and what the library holds besides, as measured (JPEG: progressive CMYK; TIFF: 16-bit RGBA in
+# one strip).
+_PREPARING = 11
+_DECODING = {"JPEG": 13, "TIFF": 20, "WEBP": 17, "AVIF": 20, "JPEG2000": 28}
 
-    def __init__(self, stage: str, type: str, message: str) -> None:
-        """Keep the three, which are the manifest's fields of the same names."""
+
+class Broken(Exception):  # noqa: N818  (it is an outcome of a file, recorded in its manifest line)
+    """A file gives no picture: the `stage` that failed ("open" or "decode"), a CamelCase `type` and one sentence.
+
+    `transient` if the same file may well be read later: a network disk stumbled, or memory or descriptors ran out.
+    """
+
+    def __init__(self, stage: str, type: str, message: str, *, transient: bool = False) -> None:
+        """Keep the four, which are the manifest's fields of the same names."""
         super().__init__(message)
-        self.stage, self.type, self.message = stage, type, message
+        self.stage, self.type, self.message, self.transient = stage, type, message, transient
 
 
 @dataclass(frozen=True)
@@ -91,6 +103,40 @@ class Picture:
     warnings: tuple[str, ...]
 
 
+@dataclass
+class PictureFile:
+    """A file of which only the header was read.
+
+    `memory` is the most bytes that it takes at a time to decode it, prepare the picture for a model and reduce it for
+    display, estimated from the header.
+    """
+
+    memory: int
+    _image: Image.Image | None
+    _frames: int
+
+    def picture(self, turn: bool = True) -> Picture:
+        """The picture as a viewer would show it, as in `decode`; only once. Raises `Broken`."""
+        image, self._image = self._image, None  # what Pillow holds is freed when this returns
+        assert image is not None, "a picture file is decoded once"
+        warnings: list[str] = []
+        with _translated("decode"):
+            upright, orientation = _loaded(image, turn, warnings)
+            pixels = _to_rgb(upright, warnings)
+        if self._frames > 1:
+            warnings.append(f"the file holds {self._frames} frames, the first was taken")
+        return Picture(pixels, str(image.format), image.mode, orientation, self._frames, tuple(warnings))
+
+
+@contextmanager
+def opened(path: Path, *, max_pixels: int = 89_478_485) -> Iterator[PictureFile]:
+    """The picture file in `path`, to be decoded inside the `with`. Raises `Broken` for what is none, or too large."""
+    with _regular_file(path) as file:
+        with _translated("open"):
+            picture_file = _header(file, max_pixels)
+        yield picture_file
+
+
 def decode(path: Path, *, max_pixels: int = 89_478_485, turn: bool = True) -> Picture:
     """The picture in `path` as a viewer would show it. Raises `Broken` and nothing else.
 
@@ -99,38 +145,26 @@ def decode(path: Path, *, max_pixels: int = 89_478_485, turn: bool = True) -> Pi
     clipped. Embedded colour profiles are ignored, as in the training of the usual models. `turn=False` leaves the EXIF
     orientation alone, as timm and torchvision do (except in TIFF, which Pillow always turns). Safe in several threads.
     """
-    warnings: list[str] = []
-    with _regular_file(path) as file:
-        with _translated("open"):
-            _check_icon(file, max_pixels)
-            image = _identify(file)
-            _check_size(image.size, max_pixels)
-            frames = int(getattr(image, "n_frames", 1))
-        with _translated("decode"):
-            upright, orientation = _loaded(image, turn, warnings)
-            pixels = _to_rgb(upright, warnings)
-    if frames > 1:
-        warnings.append(f"the file holds {frames} frames, the first was taken")
-    return Picture(pixels, str(image.format), image.mode, orientation, frames, tuple(warnings))
+    with opened(path, max_pixels=max_pixels) as file:
+        return file.picture(turn)
 
 
 @contextmanager
 def _regular_file(path: Path) -> Iterator[IO[bytes]]:
     """The open file, whatever happens closed again; `Broken` if it is not a regular file or empty."""
     try:
-        descriptor = os.open(path, _OPEN_FLAGS)
+        file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | _NONBLOCK))  # noqa: SIM115
     except OSError as error:
         raise _read_error("open", error) from error
     except ValueError as error:
         raise Broken("open", "NotFound", "there is no such file, its name holds a NUL character") from error
-    status = os.fstat(descriptor)
-    if not stat.S_ISREG(status.st_mode) or not status.st_size:
-        os.close(descriptor)
-        if stat.S_ISREG(status.st_mode):
+    with file:
+        with _translated("open"):
+            status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise Broken("open", "NotAFile", "it is a pipe, a socket or a device, not a file")
+        if not status.st_size:
             raise Broken("open", "Empty", "the file is empty")
-        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe, a socket or a device"
-        raise Broken("open", "NotAFile", f"it is {kind}, not a file")
-    with os.fdopen(descriptor, "rb") as file:
         yield file
 
 
@@ -141,12 +175,13 @@ def _translated(stage: str) -> Iterator[None]:
         yield
     except Broken:
         raise
-    except MemoryError as error:
-        raise Broken(stage, "OutOfMemory", "there is not enough memory for its pixels") from error
     except Exception as error:
         if isinstance(error, OSError) and error.errno:
             raise _read_error(stage, error) from error
         reason = " ".join(str(error).split())[:200] or type(error).__name__
+        # libtiff's -9 is "out of memory" too.
+        if isinstance(error, MemoryError) or "out of memory" in reason.lower() or reason == "decoder error -9":
+            raise Broken(stage, "OutOfMemory", "there is not enough memory for its pixels", transient=True) from error
         if isinstance(error, EOFError) or "truncated" in reason.lower():
             raise Broken(stage, "Truncated", f"the file is cut short: {reason}") from error
         raise Broken(stage, "Corrupt", f"its data is damaged: {reason}") from error
@@ -154,7 +189,15 @@ def _translated(stage: str) -> Iterator[None]:
 
 def _read_error(stage: str, error: OSError) -> Broken:
     kind, message = _ERRNO.get(error.errno or 0, ("ReadError", f"reading it failed: {error.strerror}"))
-    return Broken(stage, kind, message)
+    return Broken(stage, kind, message, transient=error.errno in _PASSING)
+
+
+def _header(file: IO[bytes], max_pixels: int) -> PictureFile:
+    _check_icon(file, max_pixels)
+    image = _identify(file)
+    _check_size(image.size, max_pixels)
+    memory = _memory(image, os.fstat(file.fileno()).st_size)
+    return PictureFile(memory, image, _frames(image))
 
 
 def _identify(file: IO[bytes]) -> Image.Image:
@@ -179,6 +222,18 @@ def _unidentified(head: bytes) -> Broken:
     return Broken("open", "NotAnImage", f"it is not a picture in one of the formats {', '.join(FORMATS)}")
 
 
+def _frames(image: Image.Image) -> int:
+    """How many frames or pages; of a TIFF at most 1000 are counted: Pillow looks for each among all before it."""
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return int(getattr(image, "n_frames", 1))
+    count = 1
+    with suppress(EOFError):
+        for count in range(1, 1001):
+            image.seek(count)
+    image.seek(0)
+    return count
+
+
 def _check_icon(file: IO[bytes], max_pixels: int) -> None:
     """Pillow decodes an icon while opening it, and the PNG inside may be far larger than the icon's directory says."""
     if file.read(4) == b"\0\0\1\0":
@@ -194,6 +249,17 @@ def _check_size(size: tuple[int, int], max_pixels: int) -> None:
         raise Broken("open", "TooLarge", f"it claims {count}, the limit is {limit}; raise --max-pixels if you trust it")
 
 
+def _memory(image: Image.Image, file_bytes: int) -> int:
+    """See `PictureFile.memory`."""
+    width, height = image.size
+    decoding = _DECODING.get(str(image.format), 0) * width * height
+    if image.format in ("WEBP", "AVIF"):  # read as a whole
+        decoding += 2 * file_bytes
+    # Prepared for a model the narrow side of a picture is enlarged, to 512 pixels or so, and the long side with it.
+    enlarged = min(2**20 * max(width, height) // min(width, height), 2**29)
+    return max(decoding, _PREPARING * width * height) + enlarged
+
+
 def _loaded(image: Image.Image, turn: bool, warnings: list[str]) -> tuple[Image.Image, int]:
     """The picture with its pixels read and turned upright, and the orientation that this undid."""
     if isinstance(image, TiffImagePlugin.TiffImageFile):
@@ -202,7 +268,11 @@ def _loaded(image: Image.Image, turn: bool, warnings: list[str]) -> tuple[Image.
         return image, orientation
     image.load()
     orientation = _orientation(image, warnings) if turn else 1
-    return (image.transpose(_TURNS[orientation]) if orientation > 1 else image), orientation
+    if orientation == 1:
+        return image, 1
+    upright = image.transpose(_TURNS[orientation])
+    image.close()  # frees its pixels, which the caller's reference would keep
+    return upright, orientation
 
 
 def _orientation(image: Image.Image, warnings: list[str]) -> int:
@@ -216,31 +286,47 @@ def _orientation(image: Image.Image, warnings: list[str]) -> int:
 
 def _to_rgb(image: Image.Image, warnings: list[str]) -> NDArray[np.uint8]:
     """(H, W, 3) pixels; what was changed besides the colour space is added to `warnings`."""
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
     if image.mode in ("I", "F") or image.mode.startswith("I;"):
-        grey = _to_8_bit(np.asarray(image), image.mode, warnings)
-        return np.repeat(grey[..., np.newaxis], 3, axis=2)
-    if image.has_transparency_data:
-        image = _on_white(image.convert("RGBA"), warnings)
-    return np.asarray(image.convert("RGB"))
+        start, end = _grey_range(image, warnings)
+        for rows, band in _bands(image):
+            scaled = (np.asarray(band, np.float64) - start) * (255 / ((end - start) or 1))
+            pixels[rows] = np.rint(scaled)[..., np.newaxis]
+    elif image.has_transparency_data:
+        opaque = [_on_white(band.convert("RGBA"), pixels[rows]) for rows, band in _bands(image)]
+        if not all(opaque):
+            warnings.append("transparent parts were laid on white")
+    else:
+        for rows, band in _bands(image):
+            pixels[rows] = np.asarray(band if band.mode == "RGB" else band.convert("RGB"))
+    return pixels
 
 
-def _on_white(image: Image.Image, warnings: list[str]) -> Image.Image:
+def _bands(image: Image.Image) -> Iterator[tuple[slice, Image.Image]]:
+    """The picture in parts of about a million pixels, so that what they are converted by way of takes little memory."""
+    height = max(1, 2**20 // image.width)
+    for top in range(0, image.height, height):
+        bottom = min(top + height, image.height)
+        yield slice(top, bottom), image.crop((0, top, image.width, bottom))
+
+
+def _on_white(image: Image.Image, pixels: NDArray[np.uint8]) -> bool:
+    """True if the RGBA image is opaque; `pixels` get what is seen of it on white."""
     alpha = image.getchannel("A")
     white = Image.new("RGB", image.size, "white")
     white.paste(image, mask=alpha)
-    if alpha.getextrema() != (255, 255):
-        warnings.append("transparent parts were laid on white")
-    return white
+    pixels[:] = np.asarray(white)
+    return alpha.getextrema() == (255, 255)
 
 
-def _to_8_bit(values: NDArray[np.generic], mode: str, warnings: list[str]) -> NDArray[np.uint8]:
-    """Grey values scaled to 0..255 by the range that `decode` documents; Pillow's own conversion clips them instead."""
-    numbers = values.astype(np.float64)
-    if not np.isfinite(numbers).all():
+def _grey_range(image: Image.Image, warnings: list[str]) -> tuple[float, float]:
+    """The values that become 0 and 255, as `decode` documents; Pillow's own conversion clips instead."""
+    extremes = [(float(band.min()), float(band.max())) for band in (np.asarray(band) for _, band in _bands(image))]
+    if not np.isfinite(extremes).all():  # NaN is the minimum of all that holds one
         raise Broken("decode", "NonFinite", "it holds NaN or infinite values")
-    low, high = float(numbers.min()), float(numbers.max())
-    tops = (65535.0,) if mode.startswith("I;16") else (1.0, 255.0, 65535.0) if mode == "F" else (255.0, 65535.0)
+    low, high = min(low for low, _ in extremes), max(high for _, high in extremes)
+    tops = {"F": (1.0, 255.0, 65535.0), "I": (255.0, 65535.0)}.get(image.mode, (65535.0,))
     fitting = [top for top in tops if low >= 0 and high <= top]
     start, end = (0.0, fitting[0]) if fitting else (low, high)
     warnings.append(f"grey values {low:g} to {high:g} were scaled from {start:g}..{end:g} to 8 bits")
-    return np.rint((numbers - start) * (255 / ((end - start) or 1))).astype(np.uint8)
+    return start, end

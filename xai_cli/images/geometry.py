@@ -119,7 +119,9 @@ class Preprocessing:
 
     def apply(self, picture: Picture) -> tuple[NDArray[np.uint8], Geometry]:
         """The model's input before normalisation, (h, w, channels) 0..255, and where in the photo it lies."""
-        photo = Image.fromarray(picture.pixels).convert("RGB" if self.channels == 3 else "L")
+        photo = Image.fromarray(picture.pixels)
+        if self.channels == 1:
+            photo = photo.convert("L")
         height, width = self.size
         resized = self._resized(*photo.size)
         left, top = _offset(resized[0], width), _offset(resized[1], height)

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import glob
+import heapq
 import os
 import sys
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from hashlib import blake2b
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO
+
+from xai_cli.digests import DigestMap
 
 # HEIC is listed although it cannot be decoded: a photo that gets an error is better than one that is silently left out.
 EXTENSIONS = frozenset(
@@ -24,13 +29,29 @@ EXTENSIONS = frozenset(
 
 _SKIPPED = frozenset({"Thumbs.db", "@eaDir"})
 
+_RUN, _BLOCK = 32768, 256  # names that are sorted at a time, and names of such a run that are unpacked at a time
+
 
 @dataclass(frozen=True, slots=True)
 class ImageRef:
-    """One picture: `key`, its relative path with `/` and its whole name, names the outputs; `path` is where it lies."""
+    """One picture: `key`, its relative path with `/` and its whole name, names the outputs; `path` is where it lies.
+
+    `stamp` is the file's size in bytes and its time of change in nanoseconds: None before `stamped`, and where the file
+    cannot be asked.
+    """
 
     key: str
     path: Path
+    stamp: tuple[int, int] | None = None
+
+
+def stamped(image: ImageRef) -> ImageRef:
+    """`image` with the stamp that its file, or the one that it links to, has now."""
+    try:
+        now = os.stat(image.path)
+    except (OSError, ValueError):  # ValueError: a name with NUL
+        return replace(image, stamp=None)
+    return replace(image, stamp=(now.st_size, now.st_mtime_ns))
 
 
 def find_images(
@@ -42,23 +63,28 @@ def find_images(
     recursively in the order of its keys for `EXTENSIONS`), a glob pattern where no such path exists, or `-`: names on
     standard input. A list holds one file or folder per line, or NUL-separated with `null`; `-` is standard input.
     Not searched are hidden entries, linked folders (but `**` follows links, as Python's glob does), `skip` (the run's
-    own output) and any folder that holds a `run.json` and a `manifest.jsonl`.
+    own output) and any folder that holds a `run.json` and a `manifest*.jsonl`.
 
     Keys: in a folder the path below it, else the path as typed without root and leading `..`. A key that equals an
     earlier one (case and Unicode form aside) but is another file gets `~` and eight hexadecimal digits of its absolute
     path's BLAKE2b digest before its last extension: `cat.jpg`, `cat~1f0c55aa.jpg`.
     """
     is_output = _output_test(skip)
-    paths: set[bytes] = set()
-    keys: set[bytes] = set()
+    paths, keys = DigestMap(), DigestMap()
+    # One folder alone, the commonest case, holds no path twice and need not remember a million of them.
+    alone = files_from is None and len(inputs) == 1 and inputs[0] != "-" and os.path.isdir(inputs[0])
     for key, path in _candidates(inputs, files_from, null, is_output):
         location = os.fsencode(path)
-        if not _is_new(location, paths):
+        if not alone and paths.put(location, 1):
             continue
-        if not _is_new(_folded(key), keys):
-            stem, extension = os.path.splitext(key)
-            key = f"{stem}~{blake2b(location, digest_size=4).hexdigest()}{extension}"
-            keys.add(_digest(_folded(key)))
+        stem, extension = os.path.splitext(key)
+        taken = extension[1:].isdigit()  # `cat.jpg.281`: there the map of `cat.jpg` for class 281 is written
+        size = 4
+        # A file may even have the name that was made up for another: then the digest is longer.
+        while taken or keys.put(_folded(key), 1):
+            key = f"{stem}~{blake2b(location, digest_size=size).hexdigest()}{extension}"
+            taken = False
+            size += 4
         yield ImageRef(key, Path(path))
 
 
@@ -85,59 +111,90 @@ def _named(name: str, is_output: Callable[[str], bool]) -> Iterator[tuple[str, s
     if not os.path.isdir(name):
         yield _typed_key(name), path
         return
-    for key in _walk(path, is_output):
+    below = os.path.join(path, "")
+    for key in _walk(below, is_output):
         # A folder that cannot be listed comes back as itself, so that it becomes an error of the run and not silence.
-        yield (key, os.path.join(path, key)) if key else (_typed_key(name), path)
+        yield (key, below + key) if key else (_typed_key(name), path)
 
 
 def _matches(pattern: str, is_output: Callable[[str], bool]) -> Iterator[str]:
     """Sorted matches, or the pattern itself where nothing matches: it is then reported as a missing file."""
-    hits = sorted(glob.glob(pattern, recursive=True))
-    for hit in hits or [pattern]:
-        inside_output = any(is_output(str(folder)) for folder in Path(hit).parents)
+
+    @lru_cache(1)  # neighbours mostly share their folder
+    def inside_output(folder: str) -> bool:
+        return any(is_output(str(each)) for each in (Path(folder), *Path(folder).parents))
+
+    hits = _in_order(glob.iglob(pattern, recursive=True))
+    for hit in chain((next(hits, pattern),), hits):
         # `**` matches folders and also what is in them
-        if not inside_output and not ("**" in pattern and os.path.isdir(hit)):
+        if not inside_output(os.path.dirname(hit)) and not ("**" in pattern and os.path.isdir(hit)):
             yield hit
 
 
 def _walk(root: str, is_output: Callable[[str], bool]) -> Iterator[str]:
     """Sorted paths, relative and with `/`, of the pictures below `root` and of folders that cannot be listed."""
-    pending = [""]
-    while pending:
-        name = pending.pop()
-        folder = os.path.join(root, name)
-        if name and not name.endswith("/"):
-            yield name
-        elif not is_output(folder):
-            try:
-                pending += [name + entry for entry in reversed(_entries(folder))]
-            except OSError:
-                yield name.removesuffix("/")
+    levels = [("", iter(("",)))]  # of each folder on the way down: its path and the names in it that are still to come
+    while levels:
+        above, names = levels[-1]
+        for name in names:
+            path = above + name
+            if name and name[-1] != "/":
+                yield path
+            elif not is_output(root + path):
+                try:
+                    levels.append((path, _in_order(_entries(root + path))))
+                except OSError:
+                    yield path.removesuffix("/")
+                else:
+                    break
+        else:
+            levels.pop()
 
 
-def _entries(folder: str) -> list[str]:
-    """Sorted names of pictures and sub-folders; these end in `/`, so that all keys come in the order of strings."""
-    names = []
+def _entries(folder: str) -> Iterator[str]:
+    """Names of pictures and sub-folders; these end in `/`, so that all keys come in the order of strings."""
     with os.scandir(folder) as entries:
         for entry in entries:
-            if entry.name.startswith(".") or entry.name in _SKIPPED:
+            name = entry.name
+            if name[0] == "." or name in _SKIPPED:
                 continue
             if entry.is_dir(follow_symlinks=False):
-                names.append(entry.name + "/")
-            elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS and not entry.is_dir():
-                names.append(entry.name)
-    return sorted(names)
+                yield name + "/"
+            elif name[name.rfind(".") :].lower() in EXTENSIONS and not (entry.is_symlink() and os.path.isdir(entry)):
+                yield name
+
+
+def _in_order(names: Iterable[str]) -> Iterator[str]:
+    """`sorted(names)`, but packed, and merged as they are asked for: a million take a few MB instead of a hundred."""
+    names = iter(names)
+    runs = []
+    while run := sorted(islice(names, _RUN)):
+        runs.append(_unpacked(_packed(run)))
+    return heapq.merge(*runs)
+
+
+def _packed(names: list[str]) -> list[bytes]:
+    """`names` in blocks, the last one first. No name holds NUL; lone surrogates stand for bytes outside UTF-8."""
+    blocks = ("\0".join(names[at : at + _BLOCK]) for at in range(0, len(names), _BLOCK))
+    return [zlib.compress(block.encode("utf-8", "surrogatepass"), 1) for block in blocks][::-1]
+
+
+def _unpacked(blocks: list[bytes]) -> Iterator[str]:
+    while blocks:
+        yield from zlib.decompress(blocks.pop()).decode("utf-8", "surrogatepass").split("\0")
 
 
 def _output_test(skip: Path | None) -> Callable[[str], bool]:
     """Whether a folder is `skip` or the output of some run."""
     own = None if skip is None else os.path.realpath(skip)
 
-    @lru_cache(1024)  # a glob asks again for every file
+    @lru_cache(1024)  # a pattern asks again, all the way up, for every folder
     def is_output(folder: str) -> bool:
         if own is not None and os.path.realpath(folder) == own:
             return True
-        return all(os.path.isfile(os.path.join(folder, name)) for name in ("run.json", "manifest.jsonl"))
+        if not os.path.isfile(os.path.join(folder, "run.json")):
+            return False
+        return any(glob.iglob("manifest*.jsonl", root_dir=folder))
 
     return is_output
 
@@ -188,15 +245,6 @@ def _typed_key(name: str) -> str:
 
 
 def _folded(key: str) -> bytes:
+    if key.isascii():
+        return key.lower().encode("ascii")
     return unicodedata.normalize("NFC", key).casefold().encode("utf-8", "surrogatepass")
-
-
-def _digest(data: bytes) -> bytes:
-    return blake2b(data, digest_size=8).digest()  # a million names cost two sets of 8-byte strings
-
-
-def _is_new(data: bytes, seen: set[bytes]) -> bool:
-    digest = _digest(data)
-    known = digest in seen
-    seen.add(digest)
-    return not known

@@ -6,9 +6,11 @@ options, its docstring is the help, its module docstring gives the formula and t
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from typing import TYPE_CHECKING, ClassVar
 
 from xai_cli.options import Options
@@ -36,6 +38,11 @@ class Needs:
         return Needs(self.input_gradient or other.input_gradient, layers)
 
 
+def seed_of(key: str) -> int:
+    """The seed of a picture, 0 to 2^63 - 1, from its key alone."""
+    return int.from_bytes(blake2b(os.fsencode(key), digest_size=8).digest(), "little") >> 1
+
+
 @dataclass(frozen=True)
 class Evidence:
     """What one batch showed: the input of every method.
@@ -48,6 +55,7 @@ class Evidence:
         logits: `(B, K)` float32.
         input_gradient: `(B, C, h, w)` gradient of the score, if some method needs it.
         activations, gradients: `{layer: tensor as the layer gave it, batch first}`, if some method needs them.
+        seeds: one number per picture, where all that is random about it begins: the same wherever it stands in a run.
         chunk: rows per pass that the memory budget allows.
     """
 
@@ -59,6 +67,7 @@ class Evidence:
     input_gradient: Tensor | None = None
     activations: Mapping[str, Tensor] = field(default_factory=dict)
     gradients: Mapping[str, Tensor] = field(default_factory=dict)
+    seeds: tuple[int, ...] = ()
     chunk: int = 8
 
     def scores(self, logits: Tensor, rows: Tensor | slice = slice(None)) -> Tensor:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
-import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from io import BytesIO
 from pathlib import Path, PurePosixPath
@@ -20,18 +23,38 @@ LONGEST_NAME = 255
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file so that its name only ever holds a whole one; parents are made.
 
-    The bytes go to a hidden `.*.tmp` file in the same folder, which then takes the name. A symlink of that name is
-    replaced, not followed. This is safe against a killed process, not against a power cut (no fsync).
+    The bytes go to the hidden file `temporary_path` in the same folder, which then takes the name. A symlink of that
+    name is replaced, not followed. This is safe against a killed process, not against a power cut (no fsync).
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
+    temporary = temporary_path(path)
     try:
+        # A process killed in here leaves the file behind; the next attempt at the same result takes it away.
+        temporary.unlink(missing_ok=True)
         with temporary.open("xb") as file:
             file.write(data)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Inside, no other process is inside for the same folder, if its file system knows locks; it is made."""
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def temporary_path(path: Path) -> Path:
+    """Where a file is written before it takes its name: a hidden `.*.tmp`, the same at every attempt."""
+    return path.with_name(f".{blake2b(os.fsencode(path.name), digest_size=8).hexdigest()}.tmp")
 
 
 def array_bytes(relevance: NDArray[np.floating[Any]]) -> bytes:
@@ -50,7 +73,9 @@ def read_array(path: Path) -> NDArray[Any]:
     try:
         # Mapped first: a header that claims more than the file holds fails here, before memory is asked for.
         return np.array(npy.open_memmap(path, mode="r"))
-    except ValueError as error:
+    except OSError:
+        raise
+    except Exception as error:  # NumPy parses the header as Python, and damaged ones fail in any way that Python knows
         raise ValueError(f"{path} is not a whole NPY file of numbers ({error}); write it again") from error
 
 
@@ -66,7 +91,7 @@ def output_path(method: str, key: str, target_suffix: str, extension: str) -> Pu
         target_suffix: the target's index where a picture has several, else empty.
         extension: `npy`, `png`.
     """
-    path = PurePosixPath(method) / key
+    path = PurePosixPath(method) / _folders_apart(PurePosixPath(key))
     ending = f".{target_suffix}.{extension}" if target_suffix else f".{extension}"
     if len(os.fsencode(path.name + ending)) > LONGEST_NAME:
         ending = f"~{blake2b(os.fsencode(key), digest_size=4).hexdigest()}{ending}"
@@ -76,13 +101,35 @@ def output_path(method: str, key: str, target_suffix: str, extension: str) -> Pu
     return path.with_name(name + ending)
 
 
+def _folders_apart(key: PurePosixPath) -> PurePosixPath:
+    """The key, with a mark at folders that have the name of a result: beside `a.jpg` may lie `a.jpg.npy/b.jpg`."""
+    marked = (
+        f"{part}~{blake2b(os.fsencode(part), digest_size=4).hexdigest()}"
+        if part.lower().endswith((".npy", ".png"))
+        else part
+        for part in key.parts[:-1]
+    )
+    return PurePosixPath(*marked, key.name)
+
+
 def resolve_inside(out: Path, relative: PurePosixPath) -> Path:
     """Return the path of a result in the run folder.
 
     Raises:
-        ValueError: if it would land anywhere else: by an absolute path, by `..`, or by a folder that is a symlink.
+        ValueError: if it would land anywhere else: by an absolute path, by `..`, or by a folder that is a symlink,
+            be it one of a circle.
     """
     path = out / relative
-    if relative.is_absolute() or ".." in relative.parts or not path.parent.resolve().is_relative_to(out.resolve()):
+    inside = Path(os.path.realpath(path.parent)).is_relative_to(os.path.realpath(out))
+    if relative.is_absolute() or ".." in relative.parts or not inside or _is_circle(path.parent):
         raise ValueError(f"{str(relative)!r} leads outside the output folder {str(out)!r}; rename or move the input")
     return path
+
+
+def _is_circle(folder: Path) -> bool:
+    """Whether symlinks lead to themselves; of `Path.resolve` it depends on the version of Python how it tells."""
+    try:
+        folder.stat()
+    except OSError as error:
+        return error.errno == errno.ELOOP
+    return False

@@ -1,0 +1,116 @@
+"""A picture on which a process has died is tried in a process of its own, so that it can cost no run twice."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from typing import Any
+
+from xai_cli.classifiers.options import ModelOptions
+from xai_cli.engine.options import DrawingOptions, InputOptions, RunOptions
+from xai_cli.engine.outcomes import Failed
+from xai_cli.images.sources import ImageRef
+from xai_cli.methods.contract import Method
+from xai_cli.outputs.manifest import Row
+
+Job = tuple[ModelOptions, Sequence[Method], InputOptions, RunOptions, DrawingOptions]
+
+
+class Trial:
+    """A process that loads the model of a `job`, and then explains one picture at a time."""
+
+    def __init__(self, job: Job) -> None:
+        # Spawned, not forked: this process may hold threads and a device by now.
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, job), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def found(self) -> dict[str, Any] | None:
+        """What `describe_found` says of the model; None if it could not be loaded, which is no picture's fault."""
+        try:
+            return self._connection.recv()
+        except EOFError:
+            return None
+
+    def rows(self, image: ImageRef) -> list[Row] | None:
+        """The rows of a picture, its files in place; None if the process has died of it."""
+        try:
+            self._connection.send(image)
+            return self._connection.recv()
+        except (EOFError, OSError):
+            return None
+
+    def close(self) -> int | None:
+        """Ends the process; how it had ended by itself, if it had: its exit code, negative for a signal."""
+        self._connection.close()
+        self._process.join(1)
+        code = self._process.exitcode
+        self._process.kill()
+        self._process.join()
+        return code
+
+
+def try_alone(suspects: Sequence[ImageRef], job: Job) -> Iterator[tuple[ImageRef, list[Row], dict[str, Any]]]:
+    """The rows of each suspect, and the model that was found: as good as any, or an error row if it kills again.
+
+    Nothing is given if the model cannot be loaded.
+    """
+    waiting = list(suspects)
+    while waiting:
+        trial = Trial(job)
+        code: int | None = None
+        try:
+            found = trial.found()
+            if found is None:
+                return
+            rows: list[Row] | None = []
+            while waiting and rows is not None:
+                rows = trial.rows(waiting[0])
+                if rows is not None:
+                    yield waiting.pop(0), rows, found
+        finally:
+            code = trial.close()
+        if waiting:
+            yield waiting[0], [_crashed(waiting[0], code).as_row()], found
+            del waiting[0]
+
+
+def _crashed(image: ImageRef, code: int | None) -> Failed:
+    how = f"exit code {code}" if code is None or code >= 0 else signal.Signals(-code).name
+    message = f"two processes died while they worked on it, the last with {how}; --retry-errors tries it again"
+    return Failed(image, "worker", "Crashed", message)
+
+
+def _serve(connection: Connection, job: Job) -> None:
+    """What the other process does: a model, then rows for pictures until the pipe is closed."""
+    from xai_cli.classifiers.loading import load_classifier
+    from xai_cli.engine.explain import Stations
+    from xai_cli.engine.outcomes import Loaded
+    from xai_cli.engine.request import describe_found
+
+    # The run that waits for us is told of signals, and ends us.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    model, methods, inputs, run, drawing = job
+    try:
+        classifier = load_classifier(**vars(model))
+        stations = Stations.of(classifier, methods, inputs, run, drawing)
+        connection.send(describe_found(classifier, methods))
+    except (LookupError, ValueError, OSError):
+        os._exit(0)  # the run will find the same and tell it
+    while True:
+        try:
+            image = connection.recv()
+        except (EOFError, OSError):
+            return
+        read = stations.reader.read(image)
+        [outcome] = stations.attributor.explain([read]) if isinstance(read, Loaded) else [read]
+        rows = stations.writer.write(outcome).rows
+        with suppress(OSError):  # the run may have been killed meanwhile
+            connection.send(rows)
