@@ -424,7 +424,8 @@ def test_a_folder_that_holds_a_run_is_kept_unless_told_otherwise() -> None:
     answer = explain("pictures/b.jpg", "-m", "saliency")
     assert (answer.code, answer.paths) == (2, [])
     assert answer.said == (
-        "xai: error: explanations holds a run in which methods was ig, saliency and is saliency; ask for the same, or give another folder with --out, or --overwrite"
+        "xai: error: explanations holds a run in which methods was ig, saliency and is saliency; "
+        "ask for the same, or give another folder with --out, or --overwrite"
     )
     assert Path("explanations/manifest.jsonl").read_bytes() == before
 
@@ -494,3 +495,17 @@ def test_random_weights_are_the_same_every_time_and_not_the_trained_ones() -> No
         assert explain(*arguments).code == 0
         digests.append(json.loads(Path(out, "run.json").read_text())["model"]["sha256"])
     assert digests[0] == digests[1] != digests[2]
+
+
+# Going on
+
+
+def test_a_shard_without_pictures_leaves_its_manifest_so_that_shards_can_be_joined() -> None:
+    for shard in ("1/3", "2/3", "3/3"):
+        assert explain("pictures/a.png", "-m", "saliency", "--shard", shard).code == 0
+    assert [path.name for path in sorted(Path("explanations").glob("manifest*"))] == [
+        f"manifest-{number}-of-3.jsonl" for number in (1, 2, 3)
+    ]
+    assert run_xai("merge-manifests", "explanations").code == 0
+    assert [row["key"] for row in rows()] == ["pictures/a.png"]
+    assert Path("explanations/overview.png").exists()

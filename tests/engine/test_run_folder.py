@@ -169,7 +169,7 @@ def test_another_request_is_refused_and_told_in_what_it_differs(changes: dict[st
         pass
     assert str(refusal.value).startswith(f"out holds a run in which {sentence}")
     assert str(refusal.value).endswith("ask for the same, or give another folder with --out, or --overwrite")
-    assert {name: Path(OUT, name).read_bytes() for name in left() - {"manifest-1-of-3.jsonl"}} == before
+    assert {name: Path(OUT, name).read_bytes() for name in left()} == before
     # The refused one keeps nobody out.
     assert run() == []
 
@@ -245,10 +245,23 @@ def test_a_second_run_is_refused_while_the_first_is_at_work() -> None:
         assert first.locked
         with pytest.raises(Refused, match=sentence):
             early.begin(FOUND)
-        for late in (folder(), folder(overwrite=True), folder(dtype="float16")):
+        for late in (folder(), folder(overwrite=True), folder(overwrite=True, dtype="float16")):
             with pytest.raises(Refused, match=sentence), late:
                 pass
     assert run() == ["a.png", "b.png", "c.png"]
+
+
+def test_a_run_that_could_not_be_read_keeps_nobody_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    run()
+
+    def fail(opened: RunFolder) -> None:
+        raise OSError("stale file handle")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RunFolder, "_recover", fail)
+        with pytest.raises(OSError, match="stale"):
+            folder().__enter__()
+    assert run() == []
 
 
 def test_a_run_that_began_meanwhile_is_gone_on_with() -> None:
@@ -443,6 +456,15 @@ def test_a_picture_that_failed_for_now_and_then_killed_is_suspected() -> None:
     run(names=["photos/a.png"], opened=folder(), rows=lambda image: failed(image, transient=True))
     dead("a.png")
     assert suspects() == ["a.png"]
+
+
+def test_a_second_death_adds_to_the_suspects() -> None:
+    dead("b.png")
+    with folder() as opened:
+        opened.begin(FOUND)
+        list(opened.noted(opened.owed(images("photos/c.png"))))
+        die(opened)
+    assert suspects() == ["b.png", "c.png"]
 
 
 def test_a_suspect_that_is_gone_is_none() -> None:

@@ -6,7 +6,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -52,8 +52,8 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.new("RGB", (8, 8), "white").save("photos/c.png")
 
 
-def job(model: str = "killer.py:Net", out: str = "out") -> Job:
-    options = RunOptions(out=Path(out), batch_size=3)
+def job(model: str = "killer.py:Net", batch_size: int = 2) -> Job:
+    options = RunOptions(out=Path("out"), batch_size=batch_size)
     return ModelOptions(model=model), [Saliency()], InputOptions(), options, DrawingOptions(overview=0)
 
 
@@ -72,7 +72,7 @@ def test_the_guilty_picture_gets_a_row_and_the_innocent_ones_the_rows_and_files_
     )
     _, methods, inputs, _, drawing = job()
     usual = explained(suspects[:2], load_classifier("killer.py:Net"), methods, RunOptions(out=Path("usual"),
-                      batch_size=3), drawing, inputs)  # fmt: skip
+                      batch_size=2), drawing, inputs)  # fmt: skip
     assert [innocent, broken] == [
         {name: value for name, value in row.items() if name not in ("seconds", "schema", "part")} for row in usual
     ]
@@ -107,6 +107,7 @@ class Playing:
     deadly: frozenset[str] = frozenset()
     models = 99
     begun = closed = 0
+    batches: ClassVar[list[str]] = []
 
     def __init__(self, job: Any) -> None:
         type(self).begun += 1
@@ -114,8 +115,10 @@ class Playing:
     def found(self) -> dict[str, Any] | None:
         return {"model": self.begun} if self.begun <= self.models else None
 
-    def rows(self, image: ImageRef) -> list[dict[str, Any]] | None:
-        return None if image.key in self.deadly else [{"key": image.key, "status": "ok"}]
+    def rows(self, images: list[ImageRef]) -> list[list[dict[str, Any]]] | None:
+        names = [image.key for image in images]
+        self.batches.append("".join(names))
+        return None if self.deadly & set(names) else [[{"key": name, "status": "ok"}] for name in names]
 
     def close(self) -> int | None:
         type(self).closed += 1
@@ -124,38 +127,49 @@ class Playing:
 
 @pytest.fixture
 def playing(monkeypatch: pytest.MonkeyPatch) -> type[Playing]:
-    kind = type("Kind", (Playing,), {})
+    kind = type("Kind", (Playing,), {"batches": []})
     monkeypatch.setattr(module, "Trial", kind)
     return kind
 
 
 def tried(names: str) -> Iterator[tuple[str, str, int]]:
     suspects = [ImageRef(name, Path(name)) for name in names]
-    for image, [row], found in try_alone(suspects, job()):
+    for image, [row], found in try_alone(suspects, job(batch_size=3)):
         yield image.key, row.get("type", row["status"]), found["model"]
 
 
+def test_those_who_did_not_do_it_are_tried_in_batches(playing: type[Playing]) -> None:
+    assert list(tried("abcdefgh")) == [(name, "ok", 1) for name in "abcdefgh"]
+    assert playing.batches == ["abc", "def", "gh"]
+    assert list(tried("")) == []
+    assert (playing.begun, playing.closed) == (1, 1)
+
+
 @pytest.mark.parametrize(
-    ("names", "deadly", "expected", "processes"),
+    ("deadly", "batches"),
     [
-        ("ab", "", [("a", "ok", 1), ("b", "ok", 1)], 1),
-        ("abcd", "ac", [("a", "Crashed", 1), ("b", "ok", 2), ("c", "Crashed", 2), ("d", "ok", 3)], 3),
-        ("ab", "ab", [("a", "Crashed", 1), ("b", "Crashed", 2)], 2),
-        ("", "", [], 0),
+        ("a", ["abc", "a", "bc", "def"]),
+        ("b", ["abc", "a", "bc", "b", "c", "def"]),
+        ("cf", ["abc", "a", "bc", "b", "c", "def", "d", "ef", "e", "f"]),
+        ("abcdef", ["abc", "a", "bc", "b", "c", "def", "d", "ef", "e", "f"]),
     ],
 )
-def test_after_each_death_the_rest_are_tried_in_a_new_process(
-    playing: type[Playing], names: str, deadly: str, expected: list[tuple[str, str, int]], processes: int
+def test_a_batch_that_kills_is_tried_in_halves_in_new_processes(
+    playing: type[Playing], deadly: str, batches: list[str]
 ) -> None:
     playing.deadly = frozenset(deadly)
-    assert list(tried(names)) == expected
-    assert (playing.begun, playing.closed) == (processes, processes)
+    assert [(name, how) for name, how, _ in tried("abcdef")] == [
+        (name, "Crashed" if name in deadly else "ok") for name in "abcdef"
+    ]
+    assert playing.batches == batches
+    deaths = sum(bool(playing.deadly & set(batch)) for batch in batches)
+    assert playing.begun == playing.closed == deaths + (batches[-1] not in deadly)
 
 
 def test_who_could_not_be_tried_is_not_accused(playing: type[Playing]) -> None:
-    playing.deadly, playing.models = frozenset("a"), 1
-    assert list(tried("abc")) == [("a", "Crashed", 1)]
-    assert (playing.begun, playing.closed) == (2, 2)
+    playing.deadly, playing.models = frozenset("a"), 2
+    assert list(tried("abc")) == [("a", "Crashed", 2)]
+    assert (playing.begun, playing.closed) == (3, 3)
 
 
 def test_a_trial_that_is_broken_off_ends_its_process(playing: type[Playing]) -> None:

@@ -100,6 +100,25 @@ def test_an_overview_that_later_pictures_outdate_is_not_kept(desk: Desk) -> None
     desk.assert_complete()
 
 
+def test_pictures_that_vanish_or_change_while_the_run_goes_on_cost_only_themselves(desk: Desk) -> None:
+    names = [f"pictures/b/{number}.png" for number in range(1, PICTURES, 2)]
+    (desk.folder / "list").write_text("\n".join(names))
+    vanishing, changing = (desk.folder / name for name in names[-2:])
+    whole = vanishing.read_bytes(), changing.read_bytes()
+    command = ("explain", "--files-from", "list", *COMMAND[2:])
+    process = desk.start_held(command=command)
+    vanishing.unlink()
+    changing.write_bytes(b"half a pict")
+    desk.release()
+    assert process.end().code == 3
+    assert desk.errors() == {names[-2]: "NotFound", names[-1]: "NotAnImage"}
+    vanishing.write_bytes(whole[0])
+    changing.write_bytes(whole[1])
+    assert desk.run(command=command).code == 0
+    assert desk.errors() == {}
+    desk.assert_verified()
+
+
 def test_a_changed_picture_is_explained_again(desk: Desk) -> None:
     assert desk.run().code == 0
     changed = desk.folder / "pictures/a/4.png"
@@ -109,7 +128,7 @@ def test_a_changed_picture_is_explained_again(desk: Desk) -> None:
     desk.assert_verified()
     found, whole = desk.files(), desk.reference.files()
     different = {name for name in whole if found[name] != whole[name]} - {"overview.png"}
-    assert different and all("/a/4.png" in name for name in different)
+    assert different == {f"{method}/a/4.png.{kind}" for method in ("saliency", "gradcam") for kind in ("npy", "png")}
 
 
 def test_a_repaired_picture_is_tried_again_when_asked_or_when_it_looks_changed(desk: Desk) -> None:

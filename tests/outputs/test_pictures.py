@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import heapq
 import zlib
 from collections.abc import Callable
 from io import BytesIO
@@ -12,7 +11,7 @@ from PIL import Image
 
 from xai_cli.heatmaps import palette, quantise, strength
 from xai_cli.images.geometry import Geometry
-from xai_cli.outputs.pictures import _code_lengths, display_copy, draw, encode_png
+from xai_cli.outputs.pictures import display_copy, draw, encode_png
 
 LANDSCAPE = Geometry((500, 375), (62, 0, 437, 375), (224, 224))
 GEOMETRIES = {
@@ -166,35 +165,6 @@ def test_an_rgb_png_gives_its_pixels_back_and_the_same_bytes_again(
     assert len(stream.decompress(data[41:-16])) == size[1] * (1 + 3 * size[0])  # the IDAT chunk without its ends
     assert stream.eof
     assert stream.unused_data == b""
-
-
-def test_a_png_of_noise_is_not_much_larger_than_its_entropy() -> None:
-    steps = np.random.default_rng(0).laplace(0, 4, (375, 500, 3)).round()
-    photo = np.cumsum(steps, axis=0).astype(np.int64).astype(np.uint8)  # what the filter `up` takes apart again
-    _, counts = np.unique(steps, return_counts=True)
-    bits = -np.log2(counts / steps.size) @ counts
-    assert bits / 8 < len(encode_png(Image.fromarray(photo))) < 1.06 * bits / 8
-
-
-def huffman_bits(counts: list[int]) -> int:
-    heap, bits = sorted(counts), 0
-    while len(heap) > 1:
-        both = heapq.heappop(heap) + heapq.heappop(heap)
-        heapq.heappush(heap, both)
-        bits += both
-    return bits
-
-
-@pytest.mark.parametrize("counts", [[1] * 257, [999] + [1] * 256, list(range(20, 277)), [3000, 1500] + [20] * 255])
-def test_code_lengths_make_a_complete_code_as_good_as_huffman_s(counts: list[int]) -> None:
-    lengths = _code_lengths(counts).astype(int)
-    assert sum(2.0**-length for length in lengths) == 1
-    assert lengths.max() <= 12
-    assert lengths @ counts <= 1.001 * huffman_bits(counts)
-
-
-def test_bytes_of_known_frequency_get_known_lengths() -> None:
-    assert _code_lengths([8, 4, 2, 1, 1]).tolist() == [1, 2, 3, 4, 4]
 
 
 def test_a_display_copy_is_reduced_but_never_enlarged() -> None:

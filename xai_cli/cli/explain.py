@@ -53,9 +53,9 @@ def explain(
     raise typer.Exit(code)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Command:
-    """A run from the command line, from its folder to its exit code."""
+    """A run from the command line, from its folder to its exit code; `listed` counts what was found, of all shards."""
 
     images: list[str]
     methods: Sequence[Method]
@@ -64,6 +64,7 @@ class _Command:
     drawing: DrawingOptions
     inputs: InputOptions
     report: Report
+    listed: int = 0
 
     def plan(self) -> int:
         """Prints what would be done."""
@@ -79,7 +80,7 @@ class _Command:
                 )
                 for image in self._owed(folder)
             )
-            return 0 if folder.account.counts() else _no_input()
+            return 0 if self.listed else _no_input()
 
     def run(self) -> int:
         """Explains what is owed, and returns the exit code."""
@@ -90,9 +91,12 @@ class _Command:
                 tried = self.report.show(self._trial(folder))
                 owed = stop.waiting(self._owed(folder))
                 first = next(owed, None)
-                if first is None and not folder.account.counts():
+                if not self.listed:
                     return _no_input()
-                done = tried + (self._explain(itertools.chain([first], owed), folder, stop) if first else 0)
+                done = tried
+                # A shard without pictures is begun as well: its manifest is missed where shards are joined.
+                if first is not None or not folder.begun:
+                    done += self._explain(itertools.chain([first] if first else [], owed), folder, stop)
                 if done or self._overview_is_missing():
                     self._finish(folder)
                 counts = folder.account.counts()
@@ -108,18 +112,30 @@ class _Command:
 
         part = self.inputs.part
         options = [self.model, self.options, self.drawing, self.inputs]
-        request = Request.of(self.images, self.methods, options, shards=part[1] if part else 1)
+        with _mistakes_told():
+            request = Request.of(self.images, self.methods, options, shards=part[1] if part else 1)
         return RunFolder(self.options.out, request, shard=part, overwrite=self.options.overwrite)
 
     def _owed(self, folder: RunFolder) -> Iterator[ImageRef]:
         """The pictures that are asked for and not done."""
+        # Those at the front are for the overview, on which a few may be missing because they failed.
+        front = 4 * self.drawing.overview
+        asked = self.inputs.select(self._found())
+        return folder.owed(asked, retry_errors=self.options.retry_errors, front=front)
+
+    def _found(self) -> Iterator[ImageRef]:
+        """All pictures; a fault of their list is told apart from one of the output."""
         from xai_cli.images.sources import find_images
 
         inputs = self.inputs
-        found = find_images(self.images, files_from=inputs.files_from, null=inputs.null, skip=self.options.out)
-        # Those at the front are for the overview, on which a few may be missing because they failed.
-        front = 4 * self.drawing.overview
-        return folder.owed(_listed(inputs.select(found)), retry_errors=self.options.retry_errors, front=front)
+        try:
+            for image in find_images(
+                self.images, files_from=inputs.files_from, null=inputs.null, skip=self.options.out
+            ):
+                self.listed += 1
+                yield image
+        except (OSError, ValueError) as error:
+            raise _ListError(str(error)) from error
 
     def _trial(self, folder: RunFolder) -> Iterator[list[dict[str, object]]]:
         """The records of pictures on which an earlier process may have died."""
@@ -211,14 +227,6 @@ def _check(images: list[str] | None, inputs: InputOptions, run: RunOptions) -> N
 
 class _ListError(Exception):
     """The list of pictures cannot be read on."""
-
-
-def _listed(images: Iterator[ImageRef]) -> Iterator[ImageRef]:
-    """The same pictures; a fault of the list is told apart from one of the output."""
-    try:
-        yield from images
-    except (OSError, ValueError) as error:
-        raise _ListError(str(error)) from error
 
 
 def _no_input() -> int:

@@ -191,4 +191,4 @@ _add_explain()
 for _method in METHODS.values():
     _add_method(_method)
 for _command in (verify, errors, merge_manifests):
-    app.command(rich_help_panel="After a run")(_command)
+    app.command(_command.__name__.replace("_", "-"), rich_help_panel="After a run")(_command)

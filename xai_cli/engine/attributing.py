@@ -57,7 +57,7 @@ class Attributor:
         failures, successes = Counter[str](), Counter[str]()
         last = {}
         for batch in _batches(pictures, self._batch_size):
-            for outcome in self._batch(batch):
+            for outcome in self.explain_all(batch):
                 yield outcome
                 for method, failure in self._faults(outcome).items():
                     (failures if failure else successes)[method] += 1
@@ -88,7 +88,8 @@ class Attributor:
             return [outcome for picture in pictures for outcome in self.explain([picture])]
         return [Failed(pictures[0].image, "attribute", result.type, result.message, result.out_of_memory)]
 
-    def _batch(self, batch: list[Loaded | Failed]) -> list[Outcome]:
+    def explain_all(self, batch: list[Loaded | Failed]) -> list[Outcome]:
+        """The outcome of each picture of a batch, of which some could not be read."""
         loaded = [item for item in batch if isinstance(item, Loaded)]
         outcomes = iter(self.explain(loaded) if loaded else [])
         return [next(outcomes) if isinstance(item, Loaded) else item for item in batch]

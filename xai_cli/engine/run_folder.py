@@ -61,6 +61,7 @@ class RunFolder:
             raise NotADirectoryError(f"--out expects a folder, found the file {self.out}; give another name")
         # A run that is not there yet is not begun either, before its model is known to be right.
         if (self.out / "run.json").exists():
+            self._compare()  # A request that is refused leaves no manifest.
             try:
                 self._lock()
             except BaseException:
@@ -75,6 +76,11 @@ class RunFolder:
         if self._manifest.is_open and not self.suspects and not isinstance(error, DeviceLostError):
             self._journal.close()
         self._open.close()
+
+    @property
+    def begun(self) -> bool:
+        """Whether the folder holds the run, and the manifest of this shard."""
+        return bool(self._described)
 
     @property
     def locked(self) -> bool:
@@ -158,8 +164,13 @@ class RunFolder:
 
     def _lock(self) -> None:
         self._occupy(self._manifest)
-        if not (self.out / "run.json").exists():
-            return
+        if (self.out / "run.json").exists():
+            self._compare()
+            if not self._overwrite:
+                self._recover()
+
+    def _compare(self) -> None:
+        """Reads which run is there, and refuses to go on with another one."""
         try:
             self._described = json.loads((self.out / "run.json").read_text())
             changes = self._request.changes(self._described)
@@ -169,7 +180,6 @@ class RunFolder:
             raise self._not_ours() from error
         if not self._overwrite:
             self._refuse(changes)
-            self._recover()
 
     def _occupy(self, manifest: ManifestWriter) -> None:
         """Keeps other runs from a manifest until this one ends."""

@@ -21,7 +21,7 @@ Job = tuple[ModelOptions, Sequence[Method], InputOptions, RunOptions, DrawingOpt
 
 
 class Trial:
-    """A process that loads the model of a `job`, and then explains one picture at a time."""
+    """A process that loads the model of a `job`, and then explains a batch of pictures at a time."""
 
     def __init__(self, job: Job) -> None:
         # Spawned, not forked: this process may hold threads and a device by now.
@@ -38,10 +38,10 @@ class Trial:
         except EOFError:
             return None
 
-    def rows(self, image: ImageRef) -> list[Row] | None:
-        """The rows of a picture, its files in place; None if the process has died of it."""
+    def rows(self, images: Sequence[ImageRef]) -> list[list[Row]] | None:
+        """The rows of each picture, its files in place; None if the process has died of one of them."""
         try:
-            self._connection.send(image)
+            self._connection.send(images)
             return self._connection.recv()
         except (EOFError, OSError):
             return None
@@ -59,9 +59,11 @@ class Trial:
 def try_alone(suspects: Sequence[ImageRef], job: Job) -> Iterator[tuple[ImageRef, list[Row], dict[str, Any]]]:
     """The rows of each suspect, and the model that was found: as good as any, or an error row if it kills again.
 
-    Nothing is given if the model cannot be loaded.
+    They are tried in batches, as most deaths are no picture's fault; a batch that kills, in halves. Nothing is given if
+    the model cannot be loaded.
     """
-    waiting = list(suspects)
+    size = job[3].batch_size
+    waiting = [suspects[start : start + size] for start in range(0, len(suspects), size)]
     while waiting:
         trial = Trial(job)
         code: int | None = None
@@ -69,16 +71,18 @@ def try_alone(suspects: Sequence[ImageRef], job: Job) -> Iterator[tuple[ImageRef
             found = trial.found()
             if found is None:
                 return
-            rows: list[Row] | None = []
-            while waiting and rows is not None:
-                rows = trial.rows(waiting[0])
-                if rows is not None:
-                    yield waiting.pop(0), rows, found
+            while waiting and (rows := trial.rows(waiting[0])) is not None:
+                for image, record in zip(waiting.pop(0), rows, strict=True):
+                    yield image, record, found
         finally:
             code = trial.close()
         if waiting:
-            yield waiting[0], [_crashed(waiting[0], code).as_row()], found
-            del waiting[0]
+            deadly = waiting.pop(0)
+            half = len(deadly) // 2
+            if half:
+                waiting[:0] = [deadly[:half], deadly[half:]]
+            else:
+                yield deadly[0], [_crashed(deadly[0], code).as_row()], found
 
 
 def _crashed(image: ImageRef, code: int | None) -> Failed:
@@ -89,14 +93,13 @@ def _crashed(image: ImageRef, code: int | None) -> Failed:
 
 def _serve(connection: Connection, job: Job) -> None:
     """What the other process does: a model, then rows for pictures until the pipe is closed."""
-    from xai_cli.classifiers.loading import load_classifier
-    from xai_cli.engine.explain import Stations
-    from xai_cli.engine.outcomes import Loaded
-    from xai_cli.engine.request import describe_found
-
     # The run that waits for us is told of signals, and ends us.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+    from xai_cli.classifiers.loading import load_classifier
+    from xai_cli.engine.explain import Stations
+    from xai_cli.engine.request import describe_found
+
     model, methods, inputs, run, drawing = job
     try:
         classifier = load_classifier(**vars(model))
@@ -106,11 +109,10 @@ def _serve(connection: Connection, job: Job) -> None:
         os._exit(0)  # the run will find the same and tell it
     while True:
         try:
-            image = connection.recv()
+            images = connection.recv()
         except (EOFError, OSError):
             return
-        read = stations.reader.read(image)
-        [outcome] = stations.attributor.explain([read]) if isinstance(read, Loaded) else [read]
-        rows = stations.writer.write(outcome).rows
+        outcomes = stations.attributor.explain_all([stations.reader.read(image) for image in images])
+        rows = [stations.writer.write(outcome).rows for outcome in outcomes]
         with suppress(OSError):  # the run may have been killed meanwhile
             connection.send(rows)

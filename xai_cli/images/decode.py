@@ -67,11 +67,11 @@ _IMPOSTORS = (
 )
 
 
-# Bytes per pixel. Preparing: 3 of the array, 4 of Pillow's copy, up to 4 of the resized one. Decoding, where it may
-# take more: Pillow's 4 and what the library holds besides, as measured (JPEG: progressive CMYK; TIFF: 16-bit RGBA in
-# one strip).
-_PREPARING = 11
-_DECODING = {"JPEG": 13, "TIFF": 20, "WEBP": 17, "AVIF": 20, "JPEG2000": 28}
+# As measured. Of any picture: 3 of the array, 4 of Pillow's copy and up to 4 of what it is resized to;
+# or, before that, Pillow's 4 and 8 of the coefficients of a progressive CMYK JPEG. Of some formats the library holds
+# more while it decodes (of TIFF a whole strip, 16-bit RGBA at worst).
+_BYTES_PER_PIXEL = 12
+_DECODING = {"TIFF": 20, "WEBP": 17, "AVIF": 20, "JPEG2000": 28}
 
 
 class Broken(Exception):  # noqa: N818  (it is an outcome of a file, recorded in its manifest line)
@@ -251,13 +251,12 @@ def _check_size(size: tuple[int, int], max_pixels: int) -> None:
 
 def _memory(image: Image.Image, file_bytes: int) -> int:
     """See `PictureFile.memory`."""
-    width, height = image.size
-    decoding = _DECODING.get(str(image.format), 0) * width * height
-    if image.format in ("WEBP", "AVIF"):  # read as a whole
-        decoding += 2 * file_bytes
-    # Prepared for a model the narrow side of a picture is enlarged, to 512 pixels or so, and the long side with it.
-    enlarged = min(2**20 * max(width, height) // min(width, height), 2**29)
-    return max(decoding, _PREPARING * width * height) + enlarged
+    short, long = sorted(image.size)
+    pixels = short * long
+    whole_file = 2 * file_bytes if image.format in ("WEBP", "AVIF") else 0
+    # Small pictures are also held half resized, and narrow ones grow until their short side is that of a model's input.
+    resized = 4 * min(pixels, 2**22) + min(2**20 * long // short, 2**29)
+    return _DECODING.get(str(image.format), _BYTES_PER_PIXEL) * pixels + whole_file + resized
 
 
 def _loaded(image: Image.Image, turn: bool, warnings: list[str]) -> tuple[Image.Image, int]:
