@@ -9,6 +9,7 @@ and at the end the exit code (negative for a signal) and the peak resident size 
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -26,7 +27,7 @@ def serve(path: str) -> None:
     """Waits for clients, for ever; what returns is a fork that has become `xai`."""
     for name in IMPORTED:
         importlib.import_module(name)
-
+    gc.freeze()  # else each fork would copy what it never uses
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(path)
     listener.listen()
@@ -80,8 +81,21 @@ def become(asked: dict[str, Any], streams: list[int]) -> None:
     sys.argv = ["xai", *asked["arguments"]]
 
 
+def end(code: object) -> None:
+    """Ends the fork as Python does, but without the second that it takes to clear what all forks share."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            code = 120
+    os._exit(code if isinstance(code, int) else 1)
+
+
 if __name__ == "__main__":
     serve(sys.argv[1])
     from xai_cli.cli.main import main
 
-    main()
+    try:
+        main()
+    except SystemExit as ended:
+        end(ended.code)

@@ -144,6 +144,21 @@ def test_colliding_keys_get_a_suffix(here: Path) -> None:
     assert keys("../cat.jpg", "cat.jpg") == ["cat.jpg", suffixed("cat.jpg", here / "cat.jpg")]
 
 
+def test_a_made_up_key_meets_no_file_of_that_name(here: Path) -> None:
+    make("one/cat.png", "two/CAT.png")
+    made_up = suffixed("CAT.png", here / "two/CAT.png")
+    make(f"one/{made_up}")
+    found = keys("one", "two")
+    assert found[:2] == [made_up, "cat.png"]
+    assert found[2].startswith("CAT~")
+    assert len(found[2]) == len(made_up) + 8
+
+
+def test_a_key_that_ends_like_the_map_of_a_class_is_marked(here: Path) -> None:
+    make("a.png.281", "a.png", "b.v2")
+    assert keys("a.png", "a.png.281", "b.v2") == ["a.png", suffixed("a.png.281", here / "a.png.281"), "b.v2"]
+
+
 def test_patterns_match_only_where_no_such_file_exists(here: Path) -> None:
     make("b1.jpg", "b2.jpg", "b[1].jpg", "sub/deep/x.png", "sub/y.png", "sub/notes.txt")
     assert keys("b[1].jpg") == ["b[1].jpg"]

@@ -101,10 +101,10 @@ class RunFolder:
             self._lock()
         if self._described and self._overwrite:
             self._remove()
-        # One of fewer pictures than there are would outlive a death before the new one.
-        (self.out / "overview.png").unlink(missing_ok=True)
         if self._described:
             self._refuse(found_changes(self._described, found))
+            # One of fewer pictures than there are would outlive a death before the new one.
+            (self.out / "overview.png").unlink(missing_ok=True)
             before = self._described["versions"]
             return [f"{name} {before.get(name)} -> {now}" for name, now in found["versions"].items()
                     if now != before.get(name)]  # fmt: skip

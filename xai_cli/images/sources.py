@@ -66,8 +66,9 @@ def find_images(
     own output) and any folder that holds a `run.json` and a `manifest*.jsonl`.
 
     Keys: in a folder the path below it, else the path as typed without root and leading `..`. A key that equals an
-    earlier one (case and Unicode form aside) but is another file gets `~` and eight hexadecimal digits of its absolute
-    path's BLAKE2b digest before its last extension: `cat.jpg`, `cat~1f0c55aa.jpg`.
+    earlier one (case and Unicode form aside) but is another file, or that ends like the map of a class (`cat.jpg.281`),
+    gets `~` and eight hexadecimal digits of its absolute path's BLAKE2b digest before its last extension: `cat.jpg`,
+    `cat~1f0c55aa.jpg`.
     """
     is_output = _output_test(skip)
     paths, keys = DigestMap(), DigestMap()
@@ -77,15 +78,22 @@ def find_images(
         location = os.fsencode(path)
         if not alone and paths.put(location, 1):
             continue
-        stem, extension = os.path.splitext(key)
-        taken = extension[1:].isdigit()  # `cat.jpg.281`: there the map of `cat.jpg` for class 281 is written
-        size = 4
-        # A file may even have the name that was made up for another: then the digest is longer.
-        while taken or keys.put(_folded(key), 1):
-            key = f"{stem}~{blake2b(location, digest_size=size).hexdigest()}{extension}"
-            taken = False
-            size += 4
+        # `cat.jpg.281`: there the map of `cat.jpg` for class 281 is written.
+        taken = key[-1:].isdigit() and os.path.splitext(key)[1][1:].isdigit()
+        if taken or keys.put(_folded(key), 1):
+            key = _key_apart(key, location, keys)
         yield ImageRef(key, Path(path))
+
+
+def _key_apart(key: str, location: bytes, keys: DigestMap) -> str:
+    """The key marked by a digest of where its file is, and entered into `keys`."""
+    stem, extension = os.path.splitext(key)
+    # A file may even have the name that is made up here: then the digest is longer.
+    for size in range(4, 65, 4):
+        key = f"{stem}~{blake2b(location, digest_size=size).hexdigest()}{extension}"
+        if not keys.put(_folded(key), 1):
+            break
+    return key
 
 
 def _candidates(
