@@ -58,10 +58,11 @@ def explained(
     from xai_cli.engine.explain import Stations, explain
 
     drawing, inputs = drawing or DrawingOptions(), inputs or InputOptions()
-    with RunFolder(run.out, Request.of([], methods, [run, drawing, inputs])) as folder:
+    request = Request.of([], methods, [run, drawing, inputs])
+    with RunFolder(run.out, request, retry_errors=run.retry_errors) as folder:
         stations = Stations.of(classifier, methods, inputs, run, drawing)
         folder.begin(describe_found(classifier, methods))
-        owed = folder.owed(images, retry_errors=run.retry_errors, front=drawing.overview)
+        owed = folder.owed(images, front=drawing.overview)
         rows = [row for record in explain(owed, stations, folder, run, Stop()) for row in record]
         write_overview(run.out, folder.settle(), [method.name for method in methods], inputs, drawing)
     return rows

@@ -509,3 +509,67 @@ def test_a_shard_without_pictures_leaves_its_manifest_so_that_shards_can_be_join
     assert run_xai("merge-manifests", "explanations").code == 0
     assert [row["key"] for row in rows()] == ["pictures/a.png"]
     assert Path("explanations/overview.png").exists()
+
+
+def test_nothing_is_left_by_a_plan_or_a_refusal_that_would_look_like_a_shard() -> None:
+    assert explain("pictures", "-m", "saliency", "--shard", "1/2").code == 3
+    before = sorted(path.name for path in Path("explanations").iterdir())
+    assert explain("pictures", "-m", "saliency", "--shard", "2/2", "--dry-run").code == 0
+    answer = explain("pictures", "-m", "saliency", "--shard", "1/3")
+    assert (answer.code, "number of shards was 2 and is 3" in answer.said) == (2, True)
+    assert sorted(path.name for path in Path("explanations").iterdir()) == before
+    answer = run_xai("merge-manifests", "explanations")
+    assert (answer.code, "found none named manifest-2-of-2.jsonl" in answer.said) == (2, True)
+
+
+def test_a_run_that_had_successes_does_not_give_up_on_pictures_that_fail() -> None:
+    plain("mixed", ["grey"] + ["white"] * 10 + ["grey"])
+    failing = ("mixed", "-m", "saliency", "--batch-size", 1, *talking())
+    assert explain(*failing, "--limit", 5).code == 3
+    assert explain(*failing).code == 3
+    answer = explain(*failing, "--retry-errors")
+    assert (answer.code, answer.paths) == (3, [])
+    assert "2 of 12 pictures explained in explanations, 10 taken up now, 10 failed" in answer.said
+
+
+def test_what_fails_before_anything_has_succeeded_is_tried_again() -> None:
+    plain("white", ["white"] * 9)
+    assert explain("white", "-m", "saliency", "--batch-size", 1, *talking()).code == 1
+    assert {row["transient"] for row in rows()} == {True}
+    Path("talking.py").write_text(Path("talking.py").read_text().replace("> 1.99", "> 99"))
+    answer = explain("white", "-m", "saliency", "--batch-size", 1, "--model", "talking.py:make")
+    assert "content of --model was" in answer.said  # another model is another run, also one that is mended
+
+
+def test_a_reader_may_take_the_results_away() -> None:
+    taken = explain("pictures/a.png", "pictures/b.jpg", "-m", "saliency", "--render", "none")
+    assert taken.code == 0
+    Path(taken.paths[0]).unlink()
+    again = explain("pictures/a.png", "pictures/b.jpg", "-m", "saliency", "--render", "none")
+    assert (again.code, again.paths) == (0, taken.paths[:1])
+
+
+def test_pictures_and_results_may_share_a_folder() -> None:
+    for _ in range(2):
+        assert explain("pictures/birds", "-m", "saliency", "-o", "pictures/birds").code == 0
+        assert [row["key"] for row in rows("pictures/birds")] == ["c.png"]
+    Path("pictures/birds/d.png").write_bytes(Path("pictures/a.png").read_bytes())
+    assert explain("pictures/birds", "-m", "saliency", "-o", "pictures/birds").paths == [
+        "pictures/birds/saliency/d.png.png"
+    ]
+    assert run_xai("verify", "pictures/birds").code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--fail-on", "150%"], "--fail-on expects a share of at most 100%, found '150%'"),
+        (["--fail-on", "some"], "--fail-on expects none, any, a number or a share such as 5%, found 'some'"),
+        (["-0"], "--null says how a list ends its names, found no list; give - or --files-from"),
+        (["--json", "--print0"], "--print0 ends paths, and --json prints none; give one of them"),
+        (["--shard", "3/2"], "--shard expects I/N with I from 1 to N, found '3/2'"),
+        (["--shard", "1/2", "--overwrite"], "--overwrite would remove the other shards' work"),
+    ],
+)
+def test_options_of_the_shell_that_cannot_be_are_refused(arguments: list[str], sentence: str) -> None:
+    assert sentence in refused("pictures", *arguments)

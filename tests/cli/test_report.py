@@ -179,7 +179,7 @@ def test_a_quiet_run_says_nothing_but_errors(capsys: pytest.CaptureFixture[str])
 
 SUMMARIES = [
     ({State.DONE: 3}, 3, False, 0, "3 of 3 pictures explained in out"),
-    ({State.DONE: 3}, 0, False, 0, "3 of 3 pictures explained in out, 0 of them now"),
+    ({State.DONE: 3}, 0, False, 0, "3 of 3 pictures explained in out, 0 taken up now"),
     ({State.DONE: 3, State.DOUBTFUL: 2}, 5, False, 0, "5 of 5 pictures explained in out"),
     ({State.DONE: 3, State.DOUBTFUL: 2}, 5, True, 2,
      "5 of 5 pictures explained in out, 2 with a check beyond its bound"),

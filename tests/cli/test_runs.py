@@ -16,19 +16,29 @@ from helpers import run_xai
 from xai_cli.cli.runs import errors
 from xai_cli.engine.options import DrawingOptions, InputOptions
 from xai_cli.outputs.files import array_bytes
-from xai_cli.outputs.manifest import ManifestWriter
+from xai_cli.outputs.manifest import ManifestWriter, shard_of
 
 HOSTILE = "esc\x1b[31m"
 
 
 def error(key: str, **more: Any) -> dict[str, Any]:
-    return {"key": key, "path": f"/pictures/{key}", "status": "error", "stage": "open", "type": "NotFound", **more}
+    return {
+        "key": key,
+        "path": f"/pictures/{key}",
+        "source": None,
+        "status": "error",
+        "stage": "open",
+        "type": "NotFound",
+        **more,
+    }
 
 
 def append(path: Path, *records: list[dict[str, Any]]) -> None:
     with ManifestWriter(path) as manifest:
         for record in records:
             manifest.append(record)
+        if shard_of(path):
+            manifest.finish(len(records))
 
 
 @pytest.fixture
@@ -40,7 +50,7 @@ def out(tmp_path: Path) -> Path:
     (folder / "run.json").write_text(json.dumps({"methods": {"ig": {}}, "options": options}))
     data = array_bytes(np.zeros((2, 3), np.float32))
     (folder / f"ig/{HOSTILE}.npy").write_bytes(data)
-    row = {"key": HOSTILE, "path": f"/pictures/{HOSTILE}", "status": "ok", "method": "ig",
+    row = {"key": HOSTILE, "path": f"/pictures/{HOSTILE}", "source": None, "status": "ok", "checks": {}, "method": "ig",
            "files": {"npy": f"ig/{HOSTILE}.npy"}, "bytes": {"npy": len(data)},
            "crc32": {"npy": f"{zlib.crc32(data):08x}"}, "geometry": {"map": [3, 2]}}  # fmt: skip
     append(folder / "manifest.jsonl", [row], [error("lost.jpg")])
@@ -133,6 +143,7 @@ def test_on_a_terminal_names_are_shown_escaped(
 
 def test_shards_are_joined(out: Path) -> None:
     (out / "manifest.jsonl").rename(out / "manifest-2-of-2.jsonl")
+    append(out / "manifest-2-of-2.jsonl")
     answer = run_xai("merge-manifests", out)
     assert (answer.code, answer.paths) == (2, [])
     assert "found none named manifest-1-of-2.jsonl" in answer.said

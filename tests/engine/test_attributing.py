@@ -256,6 +256,13 @@ def test_a_method_that_fails_on_a_picture_costs_that_method_of_that_picture() ->
     assert len(maps(outcomes)) == 8
 
 
+def test_what_fills_up_a_batch_is_nothing_that_a_model_might_not_bear() -> None:
+    def strict(x: Tensor) -> None:
+        raises(ValueError("a picture of one colour") if (x.flatten(1).std(1) == 0).any() else None)
+
+    assert len(maps(list(attributor(strict, batch_size=4).attribute(pictures(9, 99, 80, 70, 60))))) == 5
+
+
 class Unchecked(Own):
     """Gives a check for the first picture only."""
 

@@ -16,6 +16,8 @@ def write(out: Path, shard: tuple[int, int] | None, *rows: tuple[str, int]) -> P
     with ManifestWriter(path) as manifest:
         for key, number in rows:
             manifest.append([{"key": key, "number": number}, {"key": key, "number": -number}])
+        if shard is not None:
+            manifest.finish(len(rows))
     return path
 
 
@@ -47,8 +49,9 @@ def test_a_later_round_of_some_shards_is_joined_to_what_there_is(tmp_path: Path)
 
 def test_only_records_that_count_are_kept_and_those_of_an_earlier_manifest_come_first(tmp_path: Path) -> None:
     write(tmp_path, None, ("kept\udce9", 1), ("outdated", 2))
-    with write(tmp_path, (1, 2), ("outdated", 3), ("twice", 4), ("twice", 5)).open("ab") as file:
+    with write(tmp_path, (1, 2), ("outdated", 3), ("twice", 4)).open("ab") as file:
         file.write(b'{"schema":1,"key":"torn"')
+    write(tmp_path, (1, 2), ("twice", 5))
     write(tmp_path, (2, 2))
     merge_manifests(tmp_path)
     assert merged(tmp_path) == [("kept\udce9", 1), ("outdated", 3), ("twice", 5)]
@@ -56,9 +59,21 @@ def test_only_records_that_count_are_kept_and_those_of_an_earlier_manifest_come_
 
 
 def test_a_row_is_kept_byte_by_byte(tmp_path: Path) -> None:
-    content = write(tmp_path, (1, 1), ("a", 1), ("caf\udce9 猫\n", 2)).read_bytes()
+    *rows, note = write(tmp_path, (1, 1), ("a", 1), ("caf\udce9 猫\n", 2)).read_bytes().splitlines(keepends=True)
     merge_manifests(tmp_path)
-    assert (tmp_path / "manifest.jsonl").read_bytes() == content
+    assert (tmp_path / "manifest.jsonl").read_bytes() == b"".join(rows)
+    assert note == b'{"schema":1,"finished":{"pictures":2}}\n'
+
+
+def test_a_shard_that_is_not_finished_is_named_and_nothing_changes(tmp_path: Path) -> None:
+    write(tmp_path, (1, 2), ("a", 1))
+    shard = write(tmp_path, (2, 2), ("b", 2))
+    with ManifestWriter(shard) as manifest:
+        manifest.append([{"key": "c"}])
+    before = names(tmp_path)
+    with pytest.raises(ValueError, match=r"found unfinished manifest-2-of-2\.jsonl; run these again"):
+        merge_manifests(tmp_path)
+    assert names(tmp_path) == before
 
 
 @pytest.mark.parametrize(

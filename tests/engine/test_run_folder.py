@@ -45,11 +45,12 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def folder(
     pictures: Sequence[str] = ("photos",), methods: Sequence[Method] = (Saliency(),), *,
-    shard: tuple[int, int] | None = None, overwrite: bool = False, **options: Any,
+    shard: tuple[int, int] | None = None, overwrite: bool = False, retry_errors: bool = False, **options: Any,
 ) -> RunFolder:  # fmt: skip
     parts = [ModelOptions(**{"model": "own.py:make", **options}), RunOptions(out=OUT)]
     shards = shard[1] if shard else 1
-    return RunFolder(OUT, Request.of(pictures, methods, parts, shards), shard=shard, overwrite=overwrite)
+    request = Request.of(pictures, methods, parts, shards)
+    return RunFolder(OUT, request, shard=shard, overwrite=overwrite, retry_errors=retry_errors)
 
 
 def ok(image: ImageRef, method: str = "saliency") -> list[Row]:
@@ -109,8 +110,8 @@ def test_the_same_request_goes_on_and_does_what_is_owed() -> None:
 def test_what_failed_for_now_is_tried_again_and_what_failed_for_good_only_if_asked_for() -> None:
     run(rows=lambda image: failed(image, transient=image.key == "b.png"))
     assert run() == ["b.png"]
-    assert run(retry_errors=True) == ["a.png", "c.png"]
-    assert run(retry_errors=True) == []
+    assert run(folder(retry_errors=True)) == ["a.png", "c.png"]
+    assert run(folder(retry_errors=True)) == []
 
 
 def test_the_account_holds_every_picture_that_was_asked_for() -> None:
@@ -517,3 +518,28 @@ def test_the_manifest_is_the_one_that_the_manifest_writer_locks() -> None:
         opened.begin(FOUND)
         with pytest.raises(BlockingIOError), ManifestWriter(OUT / "manifest.jsonl"):
             pass
+
+
+# What a second attempt leaves of the first
+
+
+def test_files_of_an_earlier_attempt_that_no_record_names_are_removed() -> None:
+    def of_two_classes(image: ImageRef) -> list[dict[str, Any]]:
+        rows = [*ok(image), *ok(image)]
+        further = f"saliency/{image.key}.7.npy"
+        (OUT / further).write_bytes((OUT / rows[0]["files"]["npy"]).read_bytes())
+        rows[1] = {**rows[1], "files": {"npy": further}}
+        return rows
+
+    run(rows=of_two_classes)
+    Path("photos/a.png").write_text("now another class comes second")
+    Path("photos/b.png").write_text("now it is broken")
+    run(rows=lambda image: ok(image) if image.key == "a.png" else failed(image))
+    assert left() == {"run.json", "manifest.jsonl", "saliency/a.png.npy", "saliency/c.png.npy", "saliency/c.png.7.npy"}
+
+
+def test_a_manifest_without_its_request_is_not_gone_on_with() -> None:
+    run()
+    (OUT / "run.json").unlink()
+    with pytest.raises(Refused, match=r"holds a manifest without its run\.json"):
+        run()

@@ -77,6 +77,13 @@ def test_an_item_that_comes_after_the_signal_is_not_begun() -> None:
         assert consumed(stop.until(sends_before(2))) == [0, 1, signal.SIGTERM]
 
 
+def test_what_is_done_with_an_item_that_was_made_gently_is_ended_at_once() -> None:
+    with Stop() as stop:
+        assert consumed(stop.made_gently(stop.until(range(5))), signal_at=2) == [0, 1, signal.SIGTERM]
+    with Stop() as stop:
+        assert consumed(stop.made_gently(stop.until(sends_before(2)))) == [0, 1, signal.SIGTERM]
+
+
 def test_while_the_next_item_is_waited_for_a_signal_ends_at_once() -> None:
     drawn = []
 
@@ -194,4 +201,4 @@ def test_what_waits_to_be_read_when_a_run_ends_is_not_read(tmp_path: Path, how: 
                 assert consumed((number for number, _ in enumerate(records)), signal_at=1)[-1] == signal.SIGTERM
         else:
             records.close()  # type: ignore[attr-defined]
-    assert 100 < len(stations.begun) < 150  # a hundred results may wait to be written, and as many pictures to be read
+    assert len(stations.begun) < 150  # of a thousand: a hundred pictures may wait to be read

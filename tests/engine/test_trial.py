@@ -17,6 +17,7 @@ from xai_cli import load_classifier
 from xai_cli.classifiers.options import ModelOptions
 from xai_cli.engine import trial as module
 from xai_cli.engine.options import DrawingOptions, InputOptions, RunOptions
+from xai_cli.engine.outcomes import HopelessError
 from xai_cli.engine.trial import Job, try_alone
 from xai_cli.images.sources import ImageRef, find_images, stamped
 from xai_cli.methods.saliency import Saliency
@@ -151,7 +152,6 @@ def test_those_who_did_not_do_it_are_tried_in_batches(playing: type[Playing]) ->
         ("a", ["abc", "a", "bc", "def"]),
         ("b", ["abc", "a", "bc", "b", "c", "def"]),
         ("cf", ["abc", "a", "bc", "b", "c", "def", "d", "ef", "e", "f"]),
-        ("abcdef", ["abc", "a", "bc", "b", "c", "def", "d", "ef", "e", "f"]),
     ],
 )
 def test_a_batch_that_kills_is_tried_in_halves_in_new_processes(
@@ -164,6 +164,15 @@ def test_a_batch_that_kills_is_tried_in_halves_in_new_processes(
     assert playing.batches == batches
     deaths = sum(bool(playing.deadly & set(batch)) for batch in batches)
     assert playing.begun == playing.closed == deaths + (batches[-1] not in deadly)
+
+
+def test_a_process_that_dies_whatever_the_picture_is_no_fault_of_theirs(playing: type[Playing]) -> None:
+    playing.deadly = frozenset("abcdef")
+    going = tried("abcdef")
+    assert [next(going)[:2] for _ in range(3)] == [(name, "Crashed") for name in "abc"]
+    with pytest.raises(HopelessError, match="the process dies whatever the picture, the last time with "):
+        next(going)
+    assert playing.begun == playing.closed
 
 
 def test_who_could_not_be_tried_is_not_accused(playing: type[Playing]) -> None:

@@ -41,7 +41,9 @@ def ok(out: Path, key: str, method: str = "gradcam", npy: bytes | None = None) -
     return {
         "key": key,
         "path": f"/pictures/{key}",
+        "source": None,
         "status": "ok",
+        "checks": {},
         "method": method,
         "files": files,
         "bytes": {kind: len(content) for kind, content in data.items()},
@@ -51,7 +53,7 @@ def ok(out: Path, key: str, method: str = "gradcam", npy: bytes | None = None) -
 
 
 def error(key: str, **more: Any) -> dict[str, Any]:
-    return {"key": key, "path": f"/pictures/{key}", "status": "error", **more}
+    return {"key": key, "path": f"/pictures/{key}", "source": None, "status": "error", **more}
 
 
 def append(out: Path, *records: list[dict[str, Any]], name: str = "manifest.jsonl") -> None:

@@ -39,7 +39,7 @@ class Net(nn.Sequential):
                 open("held", "w").close()
                 time.sleep(0.01)
         if "DEADLY" in os.environ and (x.flatten(1).amin(1) > 1.99).any():
-            if os.environ["DEADLY"] == "SEGV":
+            if os.environ["DEADLY"] == "SIGSEGV":
                 import ctypes
                 ctypes.string_at(0)
             os.kill(os.getpid(), 9)

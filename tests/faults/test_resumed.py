@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -39,7 +40,7 @@ def test_a_finished_run_is_recognised_without_torch_and_left_as_it_is(desk: Desk
     before = traces(desk)
     again = light(desk)
     assert (again.returncode, again.stdout) == (0, ""), again.stderr
-    assert f"{PICTURES} of {PICTURES} pictures explained in out, 0 of them now" in again.stderr
+    assert f"{PICTURES} of {PICTURES} pictures explained in out, 0 taken up now" in again.stderr
     assert traces(desk) == before
 
 
@@ -93,7 +94,8 @@ def test_an_overview_that_later_pictures_outdate_is_not_kept(desk: Desk) -> None
     old = (desk.out / "overview.png").read_bytes()
     process = desk.start(SLOW=0.1)
     desk.until(lambda: len(desk.records()) > PICTURES / 2)
-    process.kill()
+    process.signal(signal.SIGTERM)
+    assert process.end().code == 143
     assert not (desk.out / "overview.png").exists()
     assert desk.run().code == 0
     assert (desk.out / "overview.png").read_bytes() != old
@@ -153,16 +155,16 @@ def test_a_repaired_picture_is_tried_again_when_asked_or_when_it_looks_changed(d
     desk.assert_verified()
 
 
-@pytest.mark.parametrize(
-    ("more", "told"),
-    [(("--batch-size", 3), "--batch-size"), (("--method", "ig"), "methods"), (("--target", "0"), "--target")],
-)
-def test_another_request_in_the_same_folder_is_refused_by_name(desk: Desk, more: tuple[object, ...], told: str) -> None:
+def test_another_request_in_the_same_folder_is_refused_by_name(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     assert desk.run().code == 0
     before = traces(desk)
-    ended = desk.run(*more)
-    assert ended.code == 2
-    assert told in ended.said
+    monkeypatch.chdir(desk.folder)
+    for option, value in (("--batch-size", 3), ("--method", "ig"), ("--target", "0")):
+        answer = run_xai(*COMMAND, option, value)
+        assert answer.code == 2
+        assert f"out holds a run in which {'methods' if option == '--method' else option} was" in answer.said
+    (desk.folder / "net.py").write_text((desk.folder / "net.py").read_text() + "# another\n")
+    assert "content of --model was" in run_xai(*COMMAND).said
     assert traces(desk) == before
 
 
@@ -175,12 +177,12 @@ def test_a_torn_line_costs_its_own_picture(desk: Desk) -> None:
     desk.assert_complete()
 
 
-@pytest.mark.parametrize("content", ["{}", '{"name": "someone else\'s"}', "[1]", "", "\x80"])
-def test_a_foreign_run_json_is_left_alone(desk: Desk, content: str) -> None:
+@pytest.mark.parametrize("content", ["{}", '{"name": "someone else"}', "[1]", "", "\x80", "[" * 10_000])
+def test_a_foreign_run_json_is_left_alone(desk: Desk, monkeypatch: pytest.MonkeyPatch, content: str) -> None:
     desk.out.mkdir()
     (desk.out / "run.json").write_text(content, encoding="latin-1")
-    ended = desk.run()
-    assert (ended.code, "was not written by xai" in ended.said) == (2, True), ended.said
-    ended = desk.run("--overwrite")
-    assert (ended.code, "was not written by xai" in ended.said) == (2, True), ended.said
+    monkeypatch.chdir(desk.folder)
+    for more in ((), ("--overwrite",)):
+        answer = run_xai(*COMMAND, *more)
+        assert (answer.code, "was not written by xai" in answer.said) == (2, True), answer.said
     assert (desk.out / "run.json").read_text(encoding="latin-1") == content

@@ -6,7 +6,7 @@ import itertools
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import closing, contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from xai_cli.engine.stopping import Stop
     from xai_cli.images.sources import ImageRef
 
+_GOES_ON = "the same command (without --overwrite) goes on with the rest"
 FAILED, USAGE, SOME_FAILED, NO_INPUT, NO_OUTPUT = 1, 2, 3, 4, 5
 
 
@@ -71,7 +72,9 @@ class _Command:
         from xai_cli.outputs.files import output_path
 
         kinds = ["npy"] if self.drawing.render == "none" else ["npy", "png"]
-        with _faults_told(), self._folder() as folder:
+        with _faults_told():
+            folder = self._folder()
+            folder.look()
             names = [(method.name, kind) for method in self.methods for kind in kinds]
             self.report.plan(
                 (
@@ -97,13 +100,13 @@ class _Command:
                 # A shard without pictures is begun as well: its manifest is missed where shards are joined.
                 if first is not None or not folder.begun:
                     done += self._explain(itertools.chain([first] if first else [], owed), folder, stop)
-                if done or self._overview_is_missing():
+                if done or not folder.finished or self._overview_is_missing():
                     self._finish(folder)
                 counts = folder.account.counts()
                 failed = self.report.summary(counts, done)
                 return SOME_FAILED if self.report.options.fails(failed, counts.total()) else 0
         except Interrupted as end:
-            say(f"stopped by {signal.Signals(end.number).name}; the same command goes on with the rest")
+            say(f"stopped by {signal.Signals(end.number).name}; {_GOES_ON}")
             return 128 + end.number
 
     def _folder(self) -> RunFolder:
@@ -111,17 +114,20 @@ class _Command:
         from xai_cli.engine.run_folder import RunFolder
 
         part = self.inputs.part
-        options = [self.model, self.options, self.drawing, self.inputs]
+        given = [self.model, self.options, self.drawing, self.inputs]
         with _mistakes_told():
-            request = Request.of(self.images, self.methods, options, shards=part[1] if part else 1)
-        return RunFolder(self.options.out, request, shard=part, overwrite=self.options.overwrite)
+            request = Request.of(self.images, self.methods, given, shards=part[1] if part else 1)
+        options = self.options
+        return RunFolder(
+            options.out, request, shard=part, overwrite=options.overwrite, retry_errors=options.retry_errors
+        )
 
     def _owed(self, folder: RunFolder) -> Iterator[ImageRef]:
         """The pictures that are asked for and not done."""
         # Those at the front are for the overview, on which a few may be missing because they failed.
         front = 4 * self.drawing.overview
         asked = self.inputs.select(self._found())
-        return folder.owed(asked, retry_errors=self.options.retry_errors, front=front)
+        return folder.owed(asked, front=front)
 
     def _found(self) -> Iterator[ImageRef]:
         """All pictures; a fault of their list is told apart from one of the output."""
@@ -150,8 +156,6 @@ class _Command:
             record = folder.commit(rows)
             folder.cleared(image, record)
             yield record
-        # Whatever is left could not be tried, and is explained like any other.
-        folder.suspects.clear()
 
     def _explain(self, owed: Iterator[ImageRef], folder: RunFolder, stop: Stop) -> int:
         from xai_cli.engine.explain import explain
@@ -160,8 +164,9 @@ class _Command:
         share_one_heap()
         with _mistakes_told():
             stations = self._stations(folder)
-        with stop.gently():
-            return self.report.show(explain(owed, stations, folder, self.options, stop))
+        # Closed at once, whatever ends the showing: nothing more is written then.
+        with closing(explain(owed, stations, folder, self.options, stop)) as records:
+            return self.report.show(stop.made_gently(records))
 
     def _stations(self, folder: RunFolder) -> Stations:
         """The model, loaded, and the folder begun."""
@@ -181,6 +186,8 @@ class _Command:
         with _faults_told():
             for change in folder.begin(found):
                 self.report.note(f"since this run began: {change}; maps may differ in their last digits")
+        # Those that could not be tried alone are explained like any other.
+        folder.suspects.clear()
         if not folder.locked:
             self.report.note(f"{self.options.out} cannot be locked: start no second run in it")
         return stations
@@ -221,6 +228,8 @@ def _check(images: list[str] | None, inputs: InputOptions, run: RunOptions) -> N
     if inputs.files_from not in (None, "-") and not Path(inputs.files_from).exists():
         shown = printable(str(inputs.files_from))
         raise typer.BadParameter(f"--files-from expects a list of names, found nothing at {shown}")
+    if inputs.null and inputs.files_from is None and "-" not in (images or []):
+        raise typer.BadParameter("--null says how a list ends its names, found no list; give - or --files-from")
     if run.overwrite and inputs.shard:
         raise typer.BadParameter("--overwrite would remove the other shards' work; remove the folder, or give another")
 
@@ -258,7 +267,7 @@ def _faults_told() -> Iterator[None]:
     except (Refused, _ListError) as error:
         _fail(error, USAGE)
     except OSError as error:
-        _fail(f"{error}; what is done is kept, the same command goes on", NO_OUTPUT)
+        _fail(f"{error}; what is done is kept, {_GOES_ON}", NO_OUTPUT)
     except (HopelessError, AccountingError) as error:
         _fail(error, FAILED)
 

@@ -111,7 +111,8 @@ def _kept_stdout() -> TextIO:
     """Standard output for us alone: whatever else writes to its descriptor, a library in C say, goes to stderr."""
     # File names are bytes; those that are no text must come out as they came in.
     # Line by line, so that whoever reads has each path as soon as its files are in place.
-    kept = os.fdopen(os.dup(1), "w", buffering=1, encoding=sys.stdout.encoding, errors="surrogateescape")
+    encoding = sys.getfilesystemencoding()
+    kept = os.fdopen(os.dup(1), "w", buffering=1, encoding=encoding, errors="surrogateescape")
     os.dup2(2, 1)
     return kept
 

@@ -33,7 +33,9 @@ class ShellOptions(Options):
     json: Annotated[bool, Option("Print each finished row as a JSON object instead of its file's path.")] = False
     print0: Annotated[bool, Option("End printed paths with NUL instead of a new line.")] = False
     quiet: Annotated[bool, Option("Say nothing but errors.", short="q")] = False
-    dry_run: Annotated[bool, Option("Print what would be explained, and where it would go.")] = False
+    dry_run: Annotated[
+        bool, Option("Print what would be explained, and where the maps of its first target would go.")
+    ] = False
     fail_on: Annotated[str, Option("From how many failed pictures on the exit code is 3: none, any, a number, or a "
                                    "share such as 5%.")] = "any"  # fmt: skip
 
@@ -41,6 +43,8 @@ class ShellOptions(Options):
         super().__post_init__()
         if not re.fullmatch(r"none|any|\d+|\d+(\.\d+)?%", self.fail_on):
             raise ValueError(f"--fail-on expects none, any, a number or a share such as 5%, found {self.fail_on!r}")
+        if self.fail_on.endswith("%") and float(self.fail_on[:-1]) > 100:
+            raise ValueError(f"--fail-on expects a share of at most 100%, found {self.fail_on!r}")
         if self.json and self.print0:
             raise ValueError("--print0 ends paths, and --json prints none; give one of them")
 
@@ -103,7 +107,7 @@ class Report:
         doubtful = counts[State.DOUBTFUL] if self.strict else 0
         failed = counts[State.FAILED] + counts[State.TRANSIENT]
         sentence = f"{explained} of {total} pictures explained in {self.out}"
-        sentence += f", {new} of them now" if new < total else ""
+        sentence += f", {new} taken up now" if new < total else ""
         sentence += f", {failed} failed: see 'xai errors {self.out}'" if failed else ""
         sentence += f", {doubtful} with a check beyond its bound" if doubtful else ""
         if failed or doubtful:

@@ -17,7 +17,7 @@ from xai_cli.cli.report import say
 from xai_cli.engine.merging import merge_manifests as merge
 from xai_cli.engine.verify import read_plan
 from xai_cli.engine.verify import verify as findings
-from xai_cli.outputs.manifest import InUse, Row, latest_records, manifest_name, manifests, row_line
+from xai_cli.outputs.manifest import InUse, Row, is_sound, latest_records, manifest_name, manifests, row_line
 from xai_cli.sentences import printable
 
 USAGE, WRONG, NO_OUTPUT = 2, 3, 5
@@ -87,9 +87,10 @@ def merge_manifests(out: _Out) -> None:
 def _failed(out: Path) -> Iterator[tuple[str, list[Row]]]:
     """The pictures that failed, with the rows that say so."""
     read_plan(out)
-    for record in latest_records(manifests(out)):
+    for record in filter(is_sound, latest_records(manifests(out))):
         rows = [row for row in record if row["status"] == "error"]
-        if rows:
+        # A picture that was there and has gone since is nobody's error any more.
+        if rows and (rows[0]["source"] is None or os.path.lexists(rows[0]["path"])):
             yield rows[0]["path"], rows
 
 

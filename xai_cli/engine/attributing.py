@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,8 @@ class NonFinite(ArithmeticError):  # noqa: N818  # its name is what the manifest
 class Attributor:
     """Explains pictures by `methods`, `batch_size` at a time, or fewer once the device's memory was not enough.
 
-    With `proven` there were pictures that it could explain, in an earlier part of the run.
+    With `proven` there were pictures that it could explain, in an earlier part of the run: then those that fail are to
+    blame themselves, however many they are.
 
     Raises:
         ValueError: a method does not fit the model.
@@ -48,7 +49,7 @@ class Attributor:
         self._batch_size = self._rows = self._chunk = batch_size
         self._proven = proven
 
-    def attribute(self, pictures: Iterable[Loaded | Failed]) -> Iterator[Outcome]:
+    def attribute(self, pictures: Iterable[Loaded | Failed]) -> Generator[Outcome, None, None]:
         """The outcome of every picture, in order.
 
         Raises:
@@ -58,11 +59,11 @@ class Attributor:
         last = {}
         for batch in _batches(pictures, self._batch_size):
             for outcome in self.explain_all(batch):
-                yield outcome
+                yield outcome if successes or self._proven else _perhaps(outcome)
                 for method, failure in self._faults(outcome).items():
                     (failures if failure else successes)[method] += 1
                     last[method] = failure
-                    if failures[method] == _HOPELESS and not successes[method]:
+                    if failures[method] == _HOPELESS and not successes[method] and not self._proven:
                         raise HopelessError(f"the first {_HOPELESS} pictures all failed, the last with {failure}")
         for method in failures:
             if not successes[method] and not self._proven:
@@ -173,9 +174,10 @@ class Attributor:
         ]
 
     def _pass(self, pictures: list[Loaded]) -> PlainPass:
-        """The plain pass, filled up with black to the full batch: the same shape gives a picture the same bytes."""
+        """The plain pass, filled up to the full batch: the same shape gives a picture the same bytes."""
         pixels = [picture.pixels for picture in pictures]
-        padding = [np.zeros_like(pixels[0])] * (self._rows - len(pixels))
+        # By a picture that is there: one of our own making could be one that the model cannot bear.
+        padding = pixels[:1] * (self._rows - len(pixels))
         return plain_pass(self._classifier, self._classifier.prepare(pixels + padding), self._needs)
 
     def _described(self, target: Target, logits: np.ndarray, probabilities: np.ndarray) -> dict[str, object]:
@@ -221,6 +223,14 @@ def _failed(
     picture: Loaded, method: Method, target: dict[str, Any], kind: str, message: str, transient: bool = False
 ) -> Failed:
     return Failed(picture.image, "attribute", kind, message, transient, method=method.name, target=target)
+
+
+def _perhaps(outcome: Outcome) -> Outcome:
+    """What fails before anything has succeeded may be the run's fault, and is tried again when the run goes on."""
+    if isinstance(outcome, Failed):
+        return replace(outcome, transient=True) if outcome.stage == "attribute" else outcome
+    maps = [replace(made, transient=True) if isinstance(made, Failed) else made for made in outcome.maps]
+    return replace(outcome, maps=maps)
 
 
 def _told(failed: Failed) -> str:

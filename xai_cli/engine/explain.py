@@ -1,8 +1,10 @@
-"""The run, as one sentence: list pictures, filter out what is done, decode, attribute, write, commit."""
+"""The run, as one sentence: of the pictures that were listed, those that are owed are decoded, attributed, written and
+committed.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -55,9 +57,9 @@ class Stations:
 
 
 def explain(
-    images: Iterable[ImageRef], stations: Stations, folder: RunFolder, run: RunOptions, stop: Stop
-) -> Iterator[list[Row]]:
-    """The records of all `images`, in their order, each given when its files and its rows are in place.
+    owed: Iterable[ImageRef], stations: Stations, folder: RunFolder, run: RunOptions, stop: Stop
+) -> Generator[list[Row], None, None]:
+    """The records of all pictures that are `owed`, in their order, each given when its files and its rows are in place.
 
     Raises:
         HopelessError: the first pictures all fail in the model or in a method.
@@ -69,10 +71,9 @@ def explain(
         ThreadPoolExecutor(run.workers) as readers,
         ThreadPoolExecutor(run.workers) as writers,
         # Closed first: a pool that ends would else do all the work that still waits for it.
-        closing(in_order(readers, stations.reader.read, folder.noted(images), ahead=ahead)) as pictures,
-        closing(
-            in_order(writers, stations.writer.write, stations.attributor.attribute(stop.until(pictures)), ahead=ahead)
-        ) as results,
+        closing(in_order(readers, stations.reader.read, folder.noted(owed), ahead=ahead)) as pictures,
+        closing(stations.attributor.attribute(stop.until(pictures))) as outcomes,
+        closing(in_order(writers, stations.writer.write, outcomes, ahead=ahead, prompt=True)) as results,
     ):
         yield from committed(results, folder)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from xai_cli.digests import DigestMap
 from xai_cli.engine.checks import warnings
 from xai_cli.images.sources import ImageRef
-from xai_cli.outputs.manifest import Row, read_records
+from xai_cli.outputs.manifest import Row, is_sound, read_records
 
 
 class State(IntEnum):
@@ -41,7 +41,14 @@ class Ledger:
 
     def note(self, record: list[Row]) -> None:
         """Takes down what a record says, which outdates what was known."""
-        self._states[_name(record[0]["key"])] = _marked(_stamp(record[0]), state_of(record, self._out))
+        if not is_sound(record):
+            return
+        state = state_of(record) if _in_place(record, self._out) else State.UNKNOWN
+        self._states[_name(record[0]["key"])] = _marked(_stamp(record[0]), state)
+
+    def __contains__(self, image: ImageRef) -> bool:
+        """Whether there is a record under the picture's key, also one of another state of its file."""
+        return _name(image.key) in self._states
 
     def state(self, image: ImageRef) -> State:
         """What is known of a picture."""
@@ -65,14 +72,14 @@ class Account:
         """Takes a picture into the account; UNKNOWN says that it is still owed."""
         self._states[_name(image.key)] = _marked(image.stamp, state)
 
-    def settle(self, record: list[Row], out: Path) -> bool:
+    def settle(self, record: list[Row]) -> bool:
         """Takes down what became of a picture; False for one that was never entered, or was another one then."""
         name = _name(record[0]["key"])
-        if name not in self._states:
+        if name not in self._states or not is_sound(record):
             return False
         owed = self._states[name] // _STATES * _STATES
         same = owed == _marked(_stamp(record[0]), State.UNKNOWN)
-        self._states[name] = owed + (state_of(record, out) if same else State.UNKNOWN)
+        self._states[name] = owed + (state_of(record) if same else State.UNKNOWN)
         return same
 
     def counts(self) -> Counter[State]:
@@ -80,19 +87,22 @@ class Account:
         return Counter(State(known % _STATES) for _, known in self._states.digests())
 
 
-def state_of(record: list[Row], out: Path) -> State:
-    """What a picture's record says of it, its files looked at: a map whose file is gone or cut is made again."""
+def state_of(record: list[Row]) -> State:
+    """What a picture's record says of it."""
     errors = [row for row in record if row["status"] == "error"]
-    if not all(_in_place(row, out) for row in record if row["status"] != "error"):
-        return State.UNKNOWN
     if errors:
         return State.TRANSIENT if any(row.get("transient") for row in errors) else State.FAILED
     return State.DOUBTFUL if any(warnings(row["checks"]) for row in record) else State.DONE
 
 
-def _in_place(row: Row, out: Path) -> bool:
+def _in_place(record: list[Row], out: Path) -> bool:
+    """Whether the files of a record are there, in their size: a map that is gone or cut is made again."""
     try:
-        return all(os.lstat(f"{out}/{path}").st_size == row["bytes"][kind] for kind, path in row["files"].items())
+        return all(
+            os.lstat(f"{out}/{path}").st_size == row["bytes"][kind]
+            for row in record
+            for kind, path in row.get("files", {}).items()
+        )
     except OSError:
         return False
 

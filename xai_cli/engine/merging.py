@@ -8,7 +8,16 @@ from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 
-from xai_cli.outputs.manifest import ManifestWriter, Row, latest_records, manifest_name, manifests, row_line, shard_of
+from xai_cli.outputs.manifest import (
+    ManifestWriter,
+    Row,
+    is_finished,
+    latest_records,
+    manifest_name,
+    manifests,
+    row_line,
+    shard_of,
+)
 
 
 def merge_manifests(out: Path) -> int:
@@ -18,7 +27,7 @@ def merge_manifests(out: Path) -> int:
     in the order in which they were written. They are not sorted, because a million of them would have to be in memory.
 
     Raises:
-        ValueError: shards are missing, or there are shards of several runs.
+        ValueError: shards are missing or unfinished, or there are shards of several runs.
         InUse: a shard is being written.
         OSError: the manifest cannot be written; nothing is lost then.
     """
@@ -54,6 +63,11 @@ def _shards(out: Path, *, all_of_them: bool) -> list[Path]:
                 f"expected the manifests of all {counts[0]} shards in {out}, found none named {', '.join(missing)}; "
                 "run these shards first"
             )
+    unfinished = list(islice((name for name in found if not is_finished(out / name)), 5))
+    if unfinished:
+        raise ValueError(
+            f"expected finished shards in {out}, found unfinished {', '.join(unfinished)}; run these again"
+        )
     return [out / name for name in found]
 
 

@@ -14,7 +14,7 @@ from xai_cli.images.decode import Broken, decode
 from xai_cli.images.geometry import Geometry
 from xai_cli.options import declarations
 from xai_cli.outputs.files import read_array, write_atomically
-from xai_cli.outputs.manifest import Row, latest_records, manifests
+from xai_cli.outputs.manifest import Row, is_sound, latest_records, manifests
 from xai_cli.outputs.overview import caption, contact_sheet
 from xai_cli.outputs.pictures import display_copy, draw, encode_png
 
@@ -41,7 +41,7 @@ def overview_again(out: Path) -> None:
     inputs = InputOptions(**{name: options[name] for name in ("exif", "max_pixels")})
     drawing = DrawingOptions(**{name: options[name] for name in declarations(DrawingOptions)})
     # A few of them may have failed.
-    first = islice(latest_records(manifests(out)), 4 * drawing.overview)
+    first = islice(filter(is_sound, latest_records(manifests(out))), 4 * drawing.overview)
     write_overview(out, list(first), list(described["methods"]), inputs, drawing)
 
 

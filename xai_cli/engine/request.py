@@ -66,6 +66,7 @@ class Request:
             for name, value in values.items()
         }
         return {
+            "format of the manifest": described["schema"],
             "pictures": described["folders"],
             "number of shards": described["shards"],
             **options,
@@ -117,7 +118,7 @@ def _is_folder(name: str) -> bool:
 def _short(value: Any) -> str:
     if isinstance(value, list):
         value = ", ".join(map(str, value))
-    text = "not set" if value is None else str(value)
+    text = "not set" if value is None else str(value) or "none"
     return text if len(text) <= 60 else f"{text[:40]}...{text[-15:]}"
 
 

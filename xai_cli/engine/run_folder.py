@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any, Self
@@ -20,7 +19,16 @@ from xai_cli.engine.outcomes import DeviceLostError
 from xai_cli.engine.request import Request, found_changes
 from xai_cli.images.sources import ImageRef, stamped
 from xai_cli.outputs.files import alone_in, resolve_inside, write_atomically
-from xai_cli.outputs.manifest import InUse, ManifestWriter, Row, manifest_name, manifests, read_records, shard_of
+from xai_cli.outputs.manifest import (
+    InUse,
+    ManifestWriter,
+    Row,
+    is_finished,
+    manifest_name,
+    manifests,
+    read_records,
+    shard_of,
+)
 
 
 class Refused(ValueError):  # noqa: N818  # the folder is as it should be; the request does not fit it
@@ -43,7 +51,13 @@ class RunFolder:
     """
 
     def __init__(
-        self, out: Path, request: Request, *, shard: tuple[int, int] | None = None, overwrite: bool = False
+        self,
+        out: Path,
+        request: Request,
+        *,
+        shard: tuple[int, int] | None = None,
+        overwrite: bool = False,
+        retry_errors: bool = False,
     ) -> None:
         self.out, self.shard = out, shard
         self.ledger = Ledger(out, ())
@@ -51,6 +65,9 @@ class RunFolder:
         self.front: list[ImageRef] = []
         self.suspects: list[ImageRef] = []
         self._request, self._overwrite = request, overwrite
+        self._owing = {State.UNKNOWN, State.TRANSIENT} | ({State.FAILED} if retry_errors else set())
+        self._again: set[str] = set()
+        self._knows_journal = False
         self._described: dict[str, Any] = {}
         self._manifest = ManifestWriter(out / manifest_name(shard))
         self._journal = Journal(out / _journal_name(shard))
@@ -73,9 +90,21 @@ class RunFolder:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         # As long as a picture is suspected of a death, be it only that of the device, the journal must say so.
-        if self._manifest.is_open and not self.suspects and not isinstance(error, DeviceLostError):
+        if self._knows_journal and not self.suspects and not isinstance(error, DeviceLostError):
             self._journal.close()
         self._open.close()
+
+    def look(self) -> None:
+        """Reads what is done without keeping others away or leaving a trace, for a plan. Raises as entering does."""
+        if (self.out / "run.json").exists():
+            self._compare()
+            if not self._overwrite:
+                self.ledger = Ledger(self.out, self.manifests())
+
+    @property
+    def finished(self) -> bool:
+        """Whether this shard's manifest says that it is finished; that of a whole run need not."""
+        return self.shard is None or is_finished(self.out / manifest_name(self.shard))
 
     @property
     def begun(self) -> bool:
@@ -99,6 +128,7 @@ class RunFolder:
     def _begun(self, found: Mapping[str, Any]) -> list[str]:
         if not self._manifest.is_open:
             self._lock()
+        self._knows_journal = True
         if self._described and self._overwrite:
             self._remove()
         if self._described:
@@ -108,22 +138,26 @@ class RunFolder:
             before = self._described["versions"]
             return [f"{name} {before.get(name)} -> {now}" for name, now in found["versions"].items()
                     if now != before.get(name)]  # fmt: skip
+        if any(path.stat().st_size for path in manifests(self.out)):
+            raise Refused(f"{self.out} holds a manifest without its run.json; give another folder with --out")
         self._described = {**self._request.content, **found}
         write_atomically(self.out / "run.json", json.dumps(self._described, indent=2).encode("ascii") + b"\n")
         return []
 
-    def owed(self, images: Iterable[ImageRef], *, retry_errors: bool = False, front: int = 0) -> Iterator[ImageRef]:
+    def owed(self, images: Iterable[ImageRef], *, front: int = 0) -> Iterator[ImageRef]:
         """Those of the pictures that have still to be explained; all of them are entered into the account.
 
         The first ones, `front` of them, are kept, owed or not.
         """
-        again = {State.UNKNOWN, State.TRANSIENT} | ({State.FAILED} if retry_errors else set())
         for image in map(stamped, images):
             state = self.ledger.state(image)
-            self.account.enter(image, State.UNKNOWN if state in again else state)
+            owing = state in self._owing
+            self.account.enter(image, State.UNKNOWN if owing else state)
             if len(self.front) < front:
                 self.front.append(image)
-            if state in again:
+            if owing:
+                if image in self.ledger:
+                    self._again.add(image.key)
                 yield image
 
     def noted(self, images: Iterable[ImageRef]) -> Iterator[ImageRef]:
@@ -146,16 +180,27 @@ class RunFolder:
     def settle(self) -> list[list[Row]]:
         """Reads the manifest again and settles the account; returns the records of the pictures at the front, in order.
 
-        Raises AccountingError if a picture is still owed: then the tool has lost it, not the user.
+        Files of earlier attempts that no record names any more are removed. Raises AccountingError if a picture is
+        still owed: then the tool has lost it, not the user.
         """
         records: dict[str, list[Row]] = {image.key: [] for image in self.front}
+        named: dict[str, list[set[str]]] = {key: [] for key in self._again}
         for manifest in self.manifests():
             for record in read_records(manifest):
-                if self.account.settle(record, self.out) and record[0]["key"] in records:
-                    records[record[0]["key"]] = record
+                key = record[0]["key"]
+                if key in named:
+                    named[key].append({path for row in record for path in row.get("files", {}).values()})
+                if self.account.settle(record) and key in records:
+                    records[key] = record
+        for earlier in named.values():
+            for path in set().union(*earlier[:-1]) - set().union(*earlier[-1:]):
+                with suppress(ValueError):
+                    resolve_inside(self.out, PurePosixPath(path)).unlink(missing_ok=True)
         owed = self.account.counts()[State.UNKNOWN]
         if owed:
             raise AccountingError(f"{owed} pictures have no record in the manifest; run the same command again")
+        if self.shard is not None:
+            self._manifest.finish(self.account.counts().total())
         return [record for record in records.values() if record]
 
     def manifests(self) -> list[Path]:
@@ -202,9 +247,11 @@ class RunFolder:
 
     def _recover(self) -> None:
         """Reads what is done, and which pictures a process may have died of."""
+        self._knows_journal = True
         self.ledger = Ledger(self.out, self.manifests())
         for image in self._journal.left():
-            if self.ledger.state(image) in (State.UNKNOWN, State.TRANSIENT) and os.path.lexists(image.path):
+            # A file that has changed since is another picture, and one that has gone is none.
+            if self.ledger.state(image) in self._owing and image == stamped(image) and os.path.lexists(image.path):
                 self.suspects.append(image)
         if self.suspects:
             self._journal.begin(*self.suspects)
@@ -219,7 +266,7 @@ class RunFolder:
         except ValueError as error:
             raise self._not_ours() from error
         for folder in folders:
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove_results(folder)
         for path in others:
             path.unlink()
             (self.out / _journal_name(shard_of(path))).unlink(missing_ok=True)
@@ -227,6 +274,18 @@ class RunFolder:
         for name in ("overview.png", "run.json"):
             (self.out / name).unlink(missing_ok=True)
         self._described = {}
+
+
+def _remove_results(folder: Path) -> None:
+    """Removes arrays, pictures and what a killed run left half-written, and then the folders that are empty."""
+    if folder.is_symlink():  # which we would not have written below
+        return
+    for below, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            if name.endswith((".npy", ".png", ".tmp")):
+                os.unlink(os.path.join(below, name))
+        with suppress(OSError):  # something of the user's is in there
+            os.rmdir(below)
 
 
 def _journal_name(shard: tuple[int, int] | None) -> str:

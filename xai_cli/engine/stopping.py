@@ -59,6 +59,17 @@ class Stop:
         finally:
             self._gentle = False
 
+    def made_gently(self, items: Iterable[Item]) -> Iterator[Item]:
+        """The same items, each made `gently`. What is done with them is not: a reader of our output may not read."""
+        source = iter(items)
+        while True:
+            with self.gently():
+                try:
+                    item = next(source)
+                except StopIteration:
+                    return
+            yield item
+
     def until(self, items: Iterable[Item]) -> Iterator[Item]:
         """The same items, one by one, until the end is asked for: then Interrupted."""
         for item in items:

@@ -12,12 +12,14 @@ from typing import Any
 
 from xai_cli.classifiers.options import ModelOptions
 from xai_cli.engine.options import DrawingOptions, InputOptions, RunOptions
-from xai_cli.engine.outcomes import Failed
+from xai_cli.engine.outcomes import Failed, HopelessError
 from xai_cli.images.sources import ImageRef
 from xai_cli.methods.contract import Method
 from xai_cli.outputs.manifest import Row
 
 Job = tuple[ModelOptions, Sequence[Method], InputOptions, RunOptions, DrawingOptions]
+
+_HOPELESS = 4
 
 
 class Trial:
@@ -61,8 +63,11 @@ def try_alone(suspects: Sequence[ImageRef], job: Job) -> Iterator[tuple[ImageRef
 
     They are tried in batches, as most deaths are no picture's fault; a batch that kills, in halves. Nothing is given if
     the model cannot be loaded.
+
+    Raises:
+        HopelessError: the first suspects all kill the process: it is not they.
     """
-    size = job[3].batch_size
+    size, deaths, survivors = job[3].batch_size, 0, 0
     waiting = [suspects[start : start + size] for start in range(0, len(suspects), size)]
     while waiting:
         trial = Trial(job)
@@ -72,6 +77,7 @@ def try_alone(suspects: Sequence[ImageRef], job: Job) -> Iterator[tuple[ImageRef
             if found is None:
                 return
             while waiting and (rows := trial.rows(waiting[0])) is not None:
+                survivors += len(rows)
                 for image, record in zip(waiting.pop(0), rows, strict=True):
                     yield image, record, found
         finally:
@@ -82,13 +88,19 @@ def try_alone(suspects: Sequence[ImageRef], job: Job) -> Iterator[tuple[ImageRef
             if half:
                 waiting[:0] = [deadly[:half], deadly[half:]]
             else:
+                deaths += 1
+                if deaths == _HOPELESS and not survivors:
+                    raise HopelessError(f"the process dies whatever the picture, the last time with {_end(code)}")
                 yield deadly[0], [_crashed(deadly[0], code).as_row()], found
 
 
 def _crashed(image: ImageRef, code: int | None) -> Failed:
-    how = f"exit code {code}" if code is None or code >= 0 else signal.Signals(-code).name
-    message = f"two processes died while they worked on it, the last with {how}; --retry-errors tries it again"
+    message = f"two processes died while they worked on it, the last with {_end(code)}; --retry-errors tries it again"
     return Failed(image, "worker", "Crashed", message)
+
+
+def _end(code: int | None) -> str:
+    return f"exit code {code}" if code is None or code >= 0 else signal.Signals(-code).name
 
 
 def _serve(connection: Connection, job: Job) -> None:

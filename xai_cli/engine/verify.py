@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from xai_cli.digests import DigestMap
-from xai_cli.outputs.manifest import Row, latest_records, manifests
+from xai_cli.outputs.manifest import Row, is_note, is_sound, latest_records, manifests
 
 _CHUNK = 1 << 20
 # Also of a line that was torn behind it.
@@ -68,7 +68,9 @@ def verify(out: Path, counts: Counter[str]) -> Iterator[Finding]:
     pictures, files = DigestMap(), DigestMap()
     for record in latest_records(paths):
         pictures[_name(record[0]["key"])] = 1
-        explained = [row for row in record if row.get("status") != "error"]
+        if not is_sound(record):
+            yield Finding(_picture(record[0]), "its rows in the manifest do not say what rows must say")
+        explained = [row for row in record if row.get("status") == "ok"]
         counts["pictures"] += bool(explained)
         yield from _miscounted(record, plan)
         for row in explained:
@@ -180,6 +182,8 @@ def _torn_lines(paths: Iterable[Path], pictures: DigestMap) -> Iterator[Finding]
     for path in paths:
         with path.open("rb") as lines:
             for number, line in enumerate(lines, 1):
+                if is_note(line):
+                    continue
                 key = _key(line)
                 if key is None or _name(key) not in pictures:
                     yield Finding(str(path), f"line {number} is of no whole record")

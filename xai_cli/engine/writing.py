@@ -17,11 +17,15 @@ from xai_cli.outputs.manifest import Row
 from xai_cli.outputs.pictures import draw, encode_png
 from xai_cli.sentences import reason
 
-# These say that a name cannot be had; all others that the disk takes nothing more.
+# These say that a name cannot be had, for good.
 _NAME_FAULTS = {
     errno.ENAMETOOLONG: "NameTooLong",
     **dict.fromkeys((errno.EEXIST, errno.ENOTDIR, errno.EISDIR), "NameTaken"),
     **dict.fromkeys((errno.ELOOP, errno.EILSEQ, errno.EINVAL), "NameRefused"),
+}
+# And these that the next picture will fare no better: the disk is full, broken or read-only, or too much is open.
+_DISK_FAULTS = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG, errno.ESTALE, errno.EMFILE, errno.ENFILE)
 }
 
 
@@ -53,11 +57,10 @@ class Writer:
             try:
                 rows.append(self._write_map(outcome, made))
             except OSError as error:
-                of_the_name = error.errno in _NAME_FAULTS
                 kind = _NAME_FAULTS.get(error.errno or 0, type(error).__name__)
                 message = f"its result cannot be written: {error.strerror or error}"
-                rows.append(_failed(outcome, made, kind, message, transient=not of_the_name))
-                fault = fault if of_the_name else error
+                rows.append(_failed(outcome, made, kind, message, transient=error.errno not in _NAME_FAULTS))
+                fault = error if error.errno in _DISK_FAULTS else fault
             except Exception as error:  # noqa: BLE001  # whatever one map does, the others are still written
                 short = isinstance(error, MemoryError)
                 rows.append(_failed(outcome, made, type(error).__name__, reason(error), transient=short))

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import glob
 import heapq
+import json
 import os
 import sys
 import unicodedata
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from hashlib import blake2b
 from itertools import chain, islice
 from pathlib import Path
-from typing import IO
+from typing import IO, Protocol
 
 from xai_cli.digests import DigestMap
 
@@ -30,6 +31,10 @@ EXTENSIONS = frozenset(
 _SKIPPED = frozenset({"Thumbs.db", "@eaDir"})
 
 _RUN, _BLOCK = 32768, 256  # names that are sorted at a time, and names of such a run that are unpacked at a time
+
+
+class _OutputTest(Protocol):
+    def __call__(self, folder: str, named: bool = False) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +67,8 @@ def find_images(
     An input is a file (whatever its extension, and also if it is missing: decoding reports it), a folder (searched
     recursively in the order of its keys for `EXTENSIONS`), a glob pattern where no such path exists, or `-`: names on
     standard input. A list holds one file or folder per line, or NUL-separated with `null`; `-` is standard input.
-    Not searched are hidden entries, linked folders (but `**` follows links, as Python's glob does), `skip` (the run's
-    own output) and any folder that holds a `run.json` and a `manifest*.jsonl`.
+    Not searched are hidden entries, linked folders (but `**` follows links, as Python's glob does), what the run itself
+    writes into the folder `skip`, and any folder that holds a `run.json` and a `manifest*.jsonl`.
 
     Keys: in a folder the path below it, else the path as typed without root and leading `..`. A key that equals an
     earlier one (case and Unicode form aside) but is another file, or that ends like the map of a class (`cat.jpg.281`),
@@ -97,7 +102,7 @@ def _key_apart(key: str, location: bytes, keys: DigestMap) -> str:
 
 
 def _candidates(
-    inputs: Sequence[str], files_from: str | None, null: bool, is_output: Callable[[str], bool]
+    inputs: Sequence[str], files_from: str | None, null: bool, is_output: _OutputTest
 ) -> Iterator[tuple[str, str]]:
     """(key, absolute path) of everything found, duplicates included."""
     for name in inputs:
@@ -114,7 +119,7 @@ def _candidates(
             yield from _named(each, is_output)
 
 
-def _named(name: str, is_output: Callable[[str], bool]) -> Iterator[tuple[str, str]]:
+def _named(name: str, is_output: _OutputTest) -> Iterator[tuple[str, str]]:
     path = _absolute(name)
     if not os.path.isdir(name):
         yield _typed_key(name), path
@@ -125,7 +130,7 @@ def _named(name: str, is_output: Callable[[str], bool]) -> Iterator[tuple[str, s
         yield (key, below + key) if key else (_typed_key(name), path)
 
 
-def _matches(pattern: str, is_output: Callable[[str], bool]) -> Iterator[str]:
+def _matches(pattern: str, is_output: _OutputTest) -> Iterator[str]:
     """Sorted matches, or the pattern itself where nothing matches: it is then reported as a missing file."""
 
     @lru_cache(1)  # neighbours mostly share their folder
@@ -139,7 +144,7 @@ def _matches(pattern: str, is_output: Callable[[str], bool]) -> Iterator[str]:
             yield hit
 
 
-def _walk(root: str, is_output: Callable[[str], bool]) -> Iterator[str]:
+def _walk(root: str, is_output: _OutputTest) -> Iterator[str]:
     """Sorted paths, relative and with `/`, of the pictures below `root` and of folders that cannot be listed."""
     levels = [("", iter(("",)))]  # of each folder on the way down: its path and the names in it that are still to come
     while levels:
@@ -147,8 +152,9 @@ def _walk(root: str, is_output: Callable[[str], bool]) -> Iterator[str]:
         for name in names:
             path = above + name
             if name and name[-1] != "/":
-                yield path
-            elif not is_output(root + path):
+                if above or name != "overview.png" or not is_output(root):
+                    yield path
+            elif not is_output(root + path, named=not path):
                 try:
                     levels.append((path, _in_order(_entries(root + path))))
                 except OSError:
@@ -192,19 +198,33 @@ def _unpacked(blocks: list[bytes]) -> Iterator[str]:
         yield from zlib.decompress(blocks.pop()).decode("utf-8", "surrogatepass").split("\0")
 
 
-def _output_test(skip: Path | None) -> Callable[[str], bool]:
-    """Whether a folder is `skip` or the output of some run."""
+def _output_test(skip: Path | None) -> _OutputTest:
+    """Whether a folder is `skip` or the output of some run.
+
+    Where `skip` is itself the folder that was `named`, pictures lie beside the output, which is the folders of methods.
+    """
     own = None if skip is None else os.path.realpath(skip)
 
     @lru_cache(1024)  # a pattern asks again, all the way up, for every folder
-    def is_output(folder: str) -> bool:
+    def is_output(folder: str, named: bool = False) -> bool:
         if own is not None and os.path.realpath(folder) == own:
-            return True
+            return not named
+        if own is not None and os.path.dirname(os.path.realpath(folder)) == own:
+            return os.path.basename(os.path.realpath(folder)) in _methods_of(own)
         if not os.path.isfile(os.path.join(folder, "run.json")):
             return False
         return any(glob.iglob("manifest*.jsonl", root_dir=folder))
 
     return is_output
+
+
+def _methods_of(run: str) -> Sequence[str]:
+    """The folders of results in that of a run."""
+    try:
+        with open(os.path.join(run, "run.json"), "rb") as file:
+            return list(json.load(file)["methods"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ()
 
 
 def _listed(source: str, null: bool) -> Iterator[str]:

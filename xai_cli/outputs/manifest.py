@@ -85,6 +85,11 @@ class ManifestWriter:
             raise OSError(errno.ENOSPC, "the manifest's last row is torn; free some space and resume", str(self._path))
         return record
 
+    def finish(self, pictures: int) -> None:
+        """Notes at the end of a shard's manifest that all its pictures have their records."""
+        note = {"schema": SCHEMA, "finished": {"pictures": pictures}}
+        os.write(self._descriptor, (self._end_of_torn_line() + row_line(note)).encode("ascii"))
+
     def clear(self) -> None:
         """Takes everything out of the manifest."""
         os.ftruncate(self._descriptor, 0)
@@ -134,6 +139,21 @@ def shard_of(path: Path) -> tuple[int, int] | None:
     return (int(match[1]), int(match[2])) if match else None
 
 
+def is_finished(path: Path) -> bool:
+    """Whether the last line of a shard's manifest notes that it is finished."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - 200))
+            return is_note(file.read().splitlines()[-1])
+    except IndexError:  # it is empty
+        return False
+
+
+def is_note(line: bytes) -> bool:
+    """Whether a line of a manifest is no row but the note that a shard is finished."""
+    return b'"finished":' in line and "finished" in _json_object(line)
+
+
 def read_records(path: Path) -> Iterator[list[Row]]:
     """The whole records of a manifest, in the order in which they were written.
 
@@ -177,13 +197,35 @@ def _name(record: list[Row]) -> bytes:
     return str(record[0]["key"]).encode("utf-8", "surrogatepass")
 
 
-def _parsed(line: bytes) -> Row:
+def is_sound(record: list[Row]) -> bool:
+    """Whether the rows of a record say what every reader relies on; a manifest may have been edited by hand."""
     try:
-        row = json.loads(line)
-    except ValueError:
-        return {}
-    return row if isinstance(row, dict) and "key" in row and _is_part(row.get("part")) else {}
+        return all(_is_sound(row) for row in record)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return False
+
+
+def _is_sound(row: Row) -> bool:
+    source = row["source"]
+    if source is not None and not all(isinstance(source[each], int) for each in ("bytes", "mtime_ns")):
+        return False
+    if row["status"] == "error":
+        return True
+    return row["status"] == "ok" and row["files"].keys() <= row["bytes"].keys() and isinstance(row["checks"], dict)
+
+
+def _parsed(line: bytes) -> Row:
+    row = _json_object(line)
+    return row if "key" in row and _is_part(row.get("part")) else {}
 
 
 def _is_part(part: Any) -> bool:
     return isinstance(part, list) and len(part) == 2 and all(isinstance(number, int) for number in part)
+
+
+def _json_object(line: bytes) -> dict[str, Any]:
+    try:
+        content = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
