@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -22,10 +20,7 @@ from xai_cli.methods.contract import Method
 from xai_cli.sentences import printable
 
 if TYPE_CHECKING:
-    from xai_cli.engine.explain import Stations
-    from xai_cli.engine.run_folder import RunFolder
-    from xai_cli.engine.stopping import Stop
-    from xai_cli.images.sources import ImageRef
+    from xai_cli.engine.run import Run
 
 _GOES_ON = "the same command (without --overwrite) goes on with the rest"
 FAILED, USAGE, SOME_FAILED, NO_INPUT, NO_OUTPUT = 1, 2, 3, 4, 5
@@ -47,164 +42,39 @@ def explain(
     if context.get_parameter_source("model").name == "DEFAULT" and not shell.dry_run:  # type: ignore[union-attr]
         report.note(f"no --model given: using {model.model}, which knows ten drawn objects; for photographs give for "
                     "instance --model timm/resnet50")  # fmt: skip
-    command = _Command(images or [], methods, model, run, drawing, inputs, report)
     # A model, or the library that loads it, may print; standard output is for results alone.
     with redirect_stdout(sys.stderr):
-        code = command.plan() if shell.dry_run else command.run()
+        from xai_cli.engine.run import Run
+
+        asked = Run(images or [], methods, model, run, drawing, inputs, report.note)
+        code = _plan(asked, report) if shell.dry_run else _run(asked, report)
     raise typer.Exit(code)
 
 
-@dataclass
-class _Command:
-    """A run from the command line, from its folder to its exit code; `listed` counts what was found, of all shards."""
+def _plan(run: Run, report: Report) -> int:
+    """Prints what would be done."""
+    with _faults_told():
+        report.plan(run.plan())
+    return 0 if run.listed else _no_input()
 
-    images: list[str]
-    methods: Sequence[Method]
-    model: ModelOptions
-    options: RunOptions
-    drawing: DrawingOptions
-    inputs: InputOptions
-    report: Report
-    listed: int = 0
 
-    def plan(self) -> int:
-        """Prints what would be done."""
-        from xai_cli.outputs.files import output_path
+def _run(run: Run, report: Report) -> int:
+    """Explains what is owed and shows it; returns the exit code of the whole run."""
+    from xai_cli.engine.stopping import Interrupted, Stop
 
-        kinds = ["npy"] if self.drawing.render == "none" else ["npy", "png"]
-        with _faults_told():
-            folder = self._folder()
-            folder.look()
-            names = [(method.name, kind) for method in self.methods for kind in kinds]
-            self.report.plan(
-                (
-                    str(image.path),
-                    [f"{self.options.out}/{output_path(method, image.key, '', kind)}" for method, kind in names],
-                )
-                for image in self._owed(folder)
-            )
-            return 0 if self.listed else _no_input()
-
-    def run(self) -> int:
-        """Explains what is owed, and returns the exit code."""
-        from xai_cli.engine.stopping import Interrupted, Stop
-
-        try:
-            with Stop() as stop, _faults_told(), self._folder() as folder:
-                tried = self.report.show(self._trial(folder))
-                owed = stop.waiting(self._owed(folder))
-                first = next(owed, None)
-                if not self.listed:
-                    return _no_input()
-                done = tried
-                # A shard without pictures is begun as well: its manifest is missed where shards are joined.
-                if first is not None or not folder.begun:
-                    done += self._explain(itertools.chain([first] if first else [], owed), folder, stop)
-                if done or not folder.finished or self._overview_is_missing():
-                    self._finish(folder)
-                counts = folder.account.counts()
-                failed = self.report.summary(counts, done)
-                return SOME_FAILED if self.report.options.fails(failed, counts.total()) else 0
-        except Interrupted as end:
-            say(f"stopped by {signal.Signals(end.number).name}; {_GOES_ON}")
-            return 128 + end.number
-
-    def _folder(self) -> RunFolder:
-        from xai_cli.engine.request import Request
-        from xai_cli.engine.run_folder import RunFolder
-
-        part = self.inputs.part
-        given = [self.model, self.options, self.drawing, self.inputs]
-        with _mistakes_told():
-            request = Request.of(self.images, self.methods, given, shards=part[1] if part else 1)
-        options = self.options
-        return RunFolder(
-            options.out, request, shard=part, overwrite=options.overwrite, retry_errors=options.retry_errors
-        )
-
-    def _owed(self, folder: RunFolder) -> Iterator[ImageRef]:
-        """The pictures that are asked for and not done."""
-        # Those at the front are for the overview, on which a few may be missing because they failed.
-        front = 4 * self.drawing.overview
-        asked = self.inputs.select(self._found())
-        return folder.owed(asked, front=front)
-
-    def _found(self) -> Iterator[ImageRef]:
-        """All pictures; a fault of their list is told apart from one of the output."""
-        from xai_cli.images.sources import find_images
-
-        inputs = self.inputs
-        try:
-            for image in find_images(
-                self.images, files_from=inputs.files_from, null=inputs.null, skip=self.options.out
-            ):
-                self.listed += 1
-                yield image
-        except (OSError, ValueError) as error:
-            raise _ListError(str(error)) from error
-
-    def _trial(self, folder: RunFolder) -> Iterator[list[dict[str, object]]]:
-        """The records of pictures on which an earlier process may have died."""
-        if not folder.suspects:
-            return
-        from xai_cli.engine.trial import try_alone
-
-        self.report.note(f"an earlier run died here: {len(folder.suspects)} pictures that it had begun are tried alone")
-        job = self.model, self.methods, self.inputs, self.options, self.drawing
-        for image, rows, found in try_alone(list(folder.suspects), job):
-            folder.begin(found)
-            record = folder.commit(rows)
-            folder.cleared(image, record)
-            yield record
-
-    def _explain(self, owed: Iterator[ImageRef], folder: RunFolder, stop: Stop) -> int:
-        from xai_cli.engine.explain import explain
-        from xai_cli.engine.memory import share_one_heap
-
-        share_one_heap()
-        with _mistakes_told():
-            stations = self._stations(folder)
-        # Closed at once, whatever ends the showing: nothing more is written then.
-        with closing(explain(owed, stations, folder, self.options, stop)) as records:
-            return self.report.show(stop.made_gently(records))
-
-    def _stations(self, folder: RunFolder) -> Stations:
-        """The model, loaded, and the folder begun."""
-        from xai_cli.classifiers.loading import load_classifier
-        from xai_cli.engine.explain import Stations
-        from xai_cli.engine.request import describe_found
-
-        classifier = load_classifier(**vars(self.model))
-        for note in classifier.notes:
-            self.report.note(note)
-        proven = folder.ledger.proven
-        stations = Stations.of(classifier, self.methods, self.inputs, self.options, self.drawing, proven=proven)
-        found = describe_found(classifier, self.methods)
-        for method, layers in found["layers"].items():
-            for layer in layers:
-                self.report.note(f"{method} looks at layer {layer}; choose another with --layer")
-        with _faults_told():
-            for change in folder.begin(found):
-                self.report.note(f"since this run began: {change}; maps may differ in their last digits")
-        # Those that could not be tried alone are explained like any other.
-        folder.suspects.clear()
-        if not folder.locked:
-            self.report.note(f"{self.options.out} cannot be locked: start no second run in it")
-        return stations
-
-    def _finish(self, folder: RunFolder) -> None:
-        """The account of all pictures, and the contact sheet."""
-        records = folder.settle()
-        if self.inputs.part is None and self.drawing.overview:
-            from xai_cli.engine.overview import write_overview
-
-            names = [method.name for method in self.methods]
-            write_overview(self.options.out, records, names, self.inputs, self.drawing)
-
-    def _overview_is_missing(self) -> bool:
-        return (
-            self.inputs.part is None and self.drawing.overview > 0 and not (self.options.out / "overview.png").exists()
-        )
+    try:
+        with Stop() as stop, _faults_told(), run.folder() as folder:
+            # Closed at once, whatever ends the showing: nothing more is written then.
+            with closing(run.records(folder, stop)) as records:
+                new = report.show(records)
+            if not run.listed:
+                return _no_input()
+            counts = run.finish(folder, new=new > 0)
+            failed = report.summary(counts, new)
+            return SOME_FAILED if report.options.fails(failed, counts.total()) else 0
+    except Interrupted as end:
+        say(f"stopped by {signal.Signals(end.number).name}; {_GOES_ON}")
+        return 128 + end.number
 
 
 def chosen_methods(context: typer.Context, names: Sequence[str]) -> list[Method]:
@@ -234,37 +104,23 @@ def _check(images: list[str] | None, inputs: InputOptions, run: RunOptions) -> N
         raise typer.BadParameter("--overwrite would remove the other shards' work; remove the folder, or give another")
 
 
-class _ListError(Exception):
-    """The list of pictures cannot be read on."""
-
-
 def _no_input() -> int:
     say("no picture found; give files, folders that hold pictures, or a list with --files-from")
     return NO_INPUT
 
 
 @contextmanager
-def _mistakes_told() -> Iterator[None]:
-    """What a user asked for and cannot have becomes one sentence and exit code 2."""
-    try:
-        yield
-    except (LookupError, ValueError, OSError) as error:
-        if isinstance(error, KeyError | IndexError):
-            raise  # a mistake of ours
-        _fail(error, USAGE)
-
-
-@contextmanager
 def _faults_told() -> Iterator[None]:
-    """What goes wrong in a run's folder becomes one sentence: 2 for another run, 5 for the disk, 1 for the model."""
+    """What goes wrong becomes one sentence: 2 for a mistake or another run, 5 for the disk, 1 for the model."""
     from xai_cli.engine.outcomes import HopelessError
+    from xai_cli.engine.run import Mistake
     from xai_cli.engine.run_folder import AccountingError, Refused
 
     try:
         yield
     except BrokenPipeError:
         raise
-    except (Refused, _ListError) as error:
+    except (Refused, Mistake) as error:
         _fail(error, USAGE)
     except OSError as error:
         _fail(f"{error}; what is done is kept, {_GOES_ON}", NO_OUTPUT)

@@ -1,6 +1,4 @@
-"""The run, as one sentence: of the pictures that were listed, those that are owed are decoded, attributed, written and
-committed.
-"""
+"""What becomes of pictures that are owed: they are decoded, attributed, written and committed."""
 
 from __future__ import annotations
 
