@@ -35,7 +35,8 @@ class Net(nn.Sequential):
     def forward(self, x):
         if x.requires_grad:  # which it does not while the model is being loaded
             time.sleep(float(os.environ.get("SLOW", 0)))
-            while os.path.exists("hold"):
+            late = time.monotonic() + 60  # nothing stays if the tests are killed
+            while os.path.exists("hold") and time.monotonic() < late:
                 open("held", "w").close()
                 time.sleep(0.01)
         if "DEADLY" in os.environ and (x.flatten(1).amin(1) > 1.99).any():

@@ -24,7 +24,7 @@ IMPORTED = ("pydantic", "timm.data", "xai_cli.cli.main", "xai_cli.classifiers.lo
 
 
 def serve(path: str) -> None:
-    """Waits for clients, for ever; what returns is a fork that has become `xai`."""
+    """Waits for clients as long as its parent lives; what returns is a fork that has become `xai`."""
     for name in IMPORTED:
         importlib.import_module(name)
     gc.freeze()  # else each fork would copy what it never uses
@@ -32,13 +32,19 @@ def serve(path: str) -> None:
     listener.bind(path)
     listener.listen()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    while True:
-        client = listener.accept()[0]
+    parent = os.getppid()
+    listener.settimeout(5)
+    while os.getppid() == parent:
+        try:
+            client = listener.accept()[0]
+        except TimeoutError:
+            continue
         if os.fork() == 0:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             listener.detach()
             return shepherd(client)
         client.close()
+    os._exit(0)  # whoever killed the tests did not think of this process
 
 
 def shepherd(client: socket.socket) -> None:
