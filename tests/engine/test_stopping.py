@@ -77,11 +77,30 @@ def test_an_item_that_comes_after_the_signal_is_not_begun() -> None:
         assert consumed(stop.until(sends_before(2))) == [0, 1, signal.SIGTERM]
 
 
-def test_what_is_done_with_an_item_that_was_made_gently_is_ended_at_once() -> None:
+def test_what_was_made_gently_is_shown_gently() -> None:
     with Stop() as stop:
-        assert consumed(stop.made_gently(stop.until(range(5))), signal_at=2) == [0, 1, signal.SIGTERM]
+        assert consumed(stop.made_gently(stop.until(range(5))), signal_at=2) == [0, 1, 2, signal.SIGTERM]
     with Stop() as stop:
         assert consumed(stop.made_gently(stop.until(sends_before(2)))) == [0, 1, signal.SIGTERM]
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+def test_a_show_that_does_not_end_is_broken_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a write into a pipe that nobody reads: Python goes on with it after the signal."""
+    monkeypatch.setattr("xai_cli.engine.stopping._PATIENCE", 0.05)
+    reading, writing = os.pipe()
+
+    def shown(items: Iterable[int]) -> Iterator[int]:
+        for item in items:
+            yield item
+            if item == 2:
+                send()
+                os.write(writing, bytes(10**6))
+
+    with Stop() as stop:
+        assert consumed(shown(stop.made_gently(range(5)))) == [0, 1, 2, signal.SIGTERM]
+    os.close(reading)
+    os.close(writing)
 
 
 def test_while_the_next_item_is_waited_for_a_signal_ends_at_once() -> None:

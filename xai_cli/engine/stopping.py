@@ -11,6 +11,8 @@ from typing import Any, Self, TypeVar
 
 Item = TypeVar("Item")
 
+_PATIENCE = 2.0  # seconds
+
 
 class Interrupted(BaseException):
     """A signal asked for the end; `number` is the signal's."""
@@ -29,18 +31,20 @@ class Stop:
 
     def __init__(self) -> None:
         self._number: int | None = None
-        self._gentle = False
+        self._gentle = self._showing = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) is not signal.SIG_IGN:
                 self._before[number] = signal.signal(number, self._received)
+        self._before[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._overdue)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in self._before.items():
             signal.signal(number, handler)
         # Python itself, while it imports a module, makes a RuntimeError of whatever is raised.
@@ -60,15 +64,14 @@ class Stop:
             self._gentle = False
 
     def made_gently(self, items: Iterable[Item]) -> Iterator[Item]:
-        """The same items, each made `gently`. What is done with them is not: a reader of our output may not read."""
-        source = iter(items)
-        while True:
-            with self.gently():
+        """The same items, made and shown `gently`; a show that does not end, as nobody reads, is broken off."""
+        with self.gently():
+            for item in items:
+                self._showing = True
                 try:
-                    item = next(source)
-                except StopIteration:
-                    return
-            yield item
+                    yield item
+                finally:
+                    self._showing = False
 
     def until(self, items: Iterable[Item]) -> Iterator[Item]:
         """The same items, one by one, until the end is asked for: then Interrupted."""
@@ -98,3 +101,8 @@ class Stop:
         self._number = number
         if not self._gentle:
             raise Interrupted(number)
+        signal.setitimer(signal.ITIMER_REAL, _PATIENCE, _PATIENCE)
+
+    def _overdue(self, number: int, frame: FrameType | None) -> None:
+        if self._showing and self._number is not None:
+            raise Interrupted(self._number)
