@@ -137,6 +137,16 @@ def test_a_batch_that_is_sixteen_times_too_large_is_halved_once_and_for_all(shor
     assert all((a.relevance == b.relevance).all() for a, b in zip(maps(outcomes), maps(alone), strict=True))
 
 
+def test_a_batch_of_thousands_of_which_one_fits_is_no_recursion() -> None:
+    def tight(x: Tensor) -> None:
+        raises(CUDA if len(x) > 1 else None)
+
+    loaded = pictures(*[9, 99] * 1000)
+    outcomes = list(attributor(tight, Saliency(), batch_size=2000).attribute(loaded))
+    assert [key(outcome) for outcome in outcomes] == [picture.image.key for picture in loaded]
+    assert {made.batch["pictures"] for made in maps(outcomes)} == {1}
+
+
 @pytest.mark.parametrize("most", [2, 3, 5, 11])
 def test_whatever_fits_every_picture_has_one_outcome_and_it_is_its_own(most: int) -> None:
     """Also when memory ends in the midst of a batch that was cut before."""

@@ -77,9 +77,12 @@ class Attributor:
         lost; if memory was short, of smaller batches, from now on.
         """
         if len(pictures) > self._rows:
-            # Cut before anything is computed, because that may make the rows fewer.
-            first, rest = pictures[: self._rows], pictures[self._rows :]
-            return self.explain(first) + self.explain(rest)
+            outcomes: list[Outcome] = []
+            while pictures:
+                # Cut in one go, because computing the first part may make the rows fewer.
+                first, pictures = pictures[: self._rows], pictures[self._rows :]
+                outcomes += self.explain(first)
+            return outcomes
         result = self._attempt(pictures)
         if not isinstance(result, _Fault):
             return result
