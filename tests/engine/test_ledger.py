@@ -158,7 +158,15 @@ def test_a_map_that_a_reader_took_away_was_made_all_the_same() -> None:
 
 
 @pytest.mark.parametrize(
-    "harm", [{"status": None}, {"source": 5}, {"source": {"bytes": "5"}}, {"checks": []}, {"bytes": {}}]
+    "harm",
+    [
+        {"status": None},
+        {"source": 5},
+        {"source": {"bytes": "5"}},
+        {"checks": []},
+        {"checks": {"degenerate": "no"}},
+        {"bytes": {}},
+    ],
 )
 def test_a_record_that_was_edited_by_hand_says_nothing(harm: dict[str, object]) -> None:
     record = [ok(), {**ok(method="lrp"), **harm}]

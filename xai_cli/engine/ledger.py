@@ -101,7 +101,8 @@ def _in_place(record: list[Row], out: Path) -> bool:
         return all(
             os.lstat(f"{out}/{path}").st_size == row["bytes"][kind]
             for row in record
-            for kind, path in row.get("files", {}).items()
+            if row["status"] == "ok"
+            for kind, path in row["files"].items()
         )
     except OSError:
         return False

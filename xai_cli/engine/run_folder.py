@@ -24,6 +24,7 @@ from xai_cli.outputs.manifest import (
     ManifestWriter,
     Row,
     is_finished,
+    is_sound,
     manifest_name,
     manifests,
     read_records,
@@ -188,8 +189,10 @@ class RunFolder:
         for manifest in self.manifests():
             for record in read_records(manifest):
                 key = record[0]["key"]
-                if key in named:
-                    named[key].append({path for row in record for path in row.get("files", {}).values()})
+                if key in named and is_sound(record):
+                    named[key].append(
+                        {path for row in record if row["status"] == "ok" for path in row["files"].values()}
+                    )
                 if self.account.settle(record) and key in records:
                     records[key] = record
         for earlier in named.values():

@@ -211,7 +211,8 @@ def _is_sound(row: Row) -> bool:
         return False
     if row["status"] == "error":
         return True
-    return row["status"] == "ok" and row["files"].keys() <= row["bytes"].keys() and isinstance(row["checks"], dict)
+    numbers = all(value is None or isinstance(value, int | float) for value in row["checks"].values())
+    return row["status"] == "ok" and row["files"].keys() <= row["bytes"].keys() and numbers
 
 
 def _parsed(line: bytes) -> Row:
