@@ -131,8 +131,9 @@ class Run:
 
         self.tell(f"an earlier run died here: {len(folder.suspects)} pictures that it had begun are tried apart")
         job = self.model, self.methods, self.inputs, self.options, self.drawing
-        for image, rows, found in try_alone(list(folder.suspects), job):
-            folder.begin(found)
+        for number, (image, rows, found) in enumerate(try_alone(list(folder.suspects), job)):
+            if number == 0:
+                folder.begin(found)
             record = folder.commit(rows)
             folder.cleared(image, record)
             yield record

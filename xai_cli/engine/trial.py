@@ -37,7 +37,7 @@ class Trial:
         """What `describe_found` says of the model; None if it could not be loaded, which is no picture's fault."""
         try:
             return self._connection.recv()
-        except EOFError:
+        except (EOFError, OSError):
             return None
 
     def rows(self, images: Sequence[ImageRef]) -> list[list[Row]] | None:
@@ -124,7 +124,10 @@ def _serve(connection: Connection, job: Job) -> None:
             images = connection.recv()
         except (EOFError, OSError):
             return
-        outcomes = stations.attributor.explain_all([stations.reader.read(image) for image in images])
+        try:
+            outcomes = stations.attributor.explain_all([stations.reader.read(image) for image in images])
+        except HopelessError:
+            os._exit(1)  # the device is lost: a death like others, and no traceback
         rows = [stations.writer.write(outcome).rows for outcome in outcomes]
         with suppress(OSError):  # the run may have been killed meanwhile
             connection.send(rows)
