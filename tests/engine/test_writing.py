@@ -66,15 +66,20 @@ def test_links_that_lead_in_a_circle_cost_the_maps_below_them(tmp_path: Path) ->
     assert written.fault is None
 
 
-def test_a_full_disk_is_a_fault_that_may_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    full, whole = OSError(errno.ENOSPC, "No space left on device"), writing.write_atomically
+def refuse_maps_of_ig(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    whole = writing.write_atomically
 
     def disk(path: Path, data: bytes) -> None:
         if "ig" in path.parts:
-            raise full
+            raise error
         whole(path, data)
 
     monkeypatch.setattr(writing, "write_atomically", disk)
+
+
+def test_a_full_disk_is_a_fault_that_may_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    full = OSError(errno.ENOSPC, "No space left on device")
+    refuse_maps_of_ig(monkeypatch, full)
     written = write(tmp_path)
     assert told(written) == [("error", "write", "OSError", True), OK]
     assert written.fault is full
@@ -84,14 +89,7 @@ def test_a_full_disk_is_a_fault_that_may_pass(tmp_path: Path, monkeypatch: pytes
 def test_a_map_that_cannot_be_made_a_file_of_costs_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, transient: bool
 ) -> None:
-    whole = writing.write_atomically
-
-    def picky(path: Path, data: bytes) -> None:
-        if "ig" in path.parts:
-            raise error
-        whole(path, data)
-
-    monkeypatch.setattr(writing, "write_atomically", picky)
+    refuse_maps_of_ig(monkeypatch, error)
     written = write(tmp_path)
     assert told(written) == [("error", "write", type(error).__name__, transient), OK]
     assert written.rows[0]["message"] == type(error).__name__

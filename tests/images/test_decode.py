@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hostile import STORED
 from PIL import Image
 
 from xai_cli.images.decode import FORMATS, Broken, decode, opened
@@ -139,19 +140,6 @@ def test_first_frame_of_several(suffix: str, tmp_path: Path) -> None:
     assert (picture.pixels == (255, 0, 0)).all()
     assert picture.frames == 3
     assert picture.warnings == ("the file holds 3 frames, the first was taken",)
-
-
-STORED = {  # how a camera stores the upright picture under each orientation
-    1: lambda a: a,
-    2: lambda a: a[:, ::-1],
-    3: lambda a: a[::-1, ::-1],
-    4: lambda a: a[::-1],
-    5: lambda a: a.transpose(1, 0, 2),
-    6: lambda a: np.rot90(a, 1),
-    7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
-    8: lambda a: np.rot90(a, -1),
-    9: lambda a: a,
-}
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif"])
