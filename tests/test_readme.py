@@ -59,7 +59,7 @@ def test_every_command_runs(block, workplace):
     for command in block:
         here = command
         for name, stand_in in STAND_INS.items():
-            here = here.replace(f"--model {name} ", f"--model {stand_in} ")
+            here = re.sub(rf"(--model|layers|check) {name}(?= |$)", rf"\1 {stand_in}", here)
         answer = run_xai(*shlex.split(here)[1:])
         # --strict, which configs/audit.yaml asks for, may find a random net's map wanting.
         assert answer.code in ((0, 3) if "audit" in command else (0,)), answer.said

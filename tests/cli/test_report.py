@@ -142,7 +142,7 @@ def test_failures_are_told_with_their_reasons(capsys: pytest.CaptureFixture[str]
 def test_a_strict_run_tells_of_failed_checks_and_of_no_harmless_warning(capsys: pytest.CaptureFixture[str]) -> None:
     shown([ok(gap=0.06)], [ok("b.png")], strict=True)
     assert capsys.readouterr().err.splitlines() == [
-        "xai: cat.png: ig: completeness_gap 0.06: the map does not add up to the change of the score; take more steps"
+        "xai: cat.png: ig: completeness_gap 0.06: the map does not add up to the change of the score that it explains"
     ]
 
 

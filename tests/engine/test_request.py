@@ -16,6 +16,7 @@ from xai_cli.classifiers.options import ModelOptions
 from xai_cli.engine.options import DrawingOptions, InputOptions, RunOptions
 from xai_cli.engine.request import Request, describe_found, found_changes
 from xai_cli.methods.contract import Method
+from xai_cli.methods.deeplift import DeepLift
 from xai_cli.methods.gradcam import GradCam
 from xai_cli.methods.ig import IntegratedGradients
 from xai_cli.methods.saliency import Saliency
@@ -184,3 +185,18 @@ def test_another_model_is_another_run_and_another_library_is_none() -> None:
     (sentence,) = since(found(), {**found(), "layers": {"gradcam": ["3"], "saliency": []}})
     assert "'gradcam': ['4']" in sentence
     assert "'gradcam': ['3']" in sentence
+
+
+def test_another_content_of_what_a_method_compares_with_is_another_request():
+    Path("base").mkdir()
+    Path("base/a.png").write_text("a")
+    of_image = [DeepLift(baseline="image", baseline_image=Path("a.png"))]
+    of_folder = [DeepLift(baseline="folder", baseline_folder=Path("base"))]
+    before = [request(methods=methods) for methods in (of_image, of_folder)]
+    Path("a.png").write_text("another")
+    Path("base/b.png").write_text("b")
+    told = [changes(old, request(methods=methods)) for old, methods in zip(before, (of_image, of_folder), strict=True)]
+    assert [sentence.partition(" was ")[0] for [sentence] in told] == [
+        "content of --baseline-image of deeplift",
+        "content of --baseline-folder of deeplift",
+    ]

@@ -25,7 +25,10 @@ def outcome(key: str = "cat.jpg", methods: tuple[str, ...] = ("ig", "lrp")) -> E
     pixels, geometry = preprocessing.apply(Picture(photo, "PNG", "RGB", 1, 1, ()))
     relevance = np.arange(64, dtype=np.float32).reshape(8, 8)
     target = {"index": 1}
-    maps = [Map(method, target, 0, relevance, True, {}, None, {"pictures": 8, "samples": 8}, 0.1) for method in methods]
+    maps = [
+        Map(method, target, 0, relevance, True, {}, None, None, (), {"pictures": 8, "samples": 8}, 0.1)
+        for method in methods
+    ]
     return Explained(Loaded(ImageRef(key, Path(key)), pixels, photo, geometry, (), 0.1), [[1, 0.5]], [*maps])
 
 

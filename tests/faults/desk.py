@@ -20,7 +20,7 @@ from PIL import Image
 from xai_cli.outputs.manifest import Row, latest_records, manifests, read_records
 
 PICTURES = 24
-COMMAND = ("explain", "pictures", "--model", "net.py:make", "--out", "out",
+COMMAND = ("explain", "pictures", "-m", "saliency", "-m", "gradcam", "--model", "net.py:make", "--out", "out",
            "--batch-size", "2", "--workers", "4", "--overview", "4")  # fmt: skip
 
 _NET = '''

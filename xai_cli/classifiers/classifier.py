@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -13,11 +14,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from xai_cli.classifiers.feature_layer import find_feature_layer
 from xai_cli.classifiers.layers import FeatureLayer, at_least_float32, output_tensor
 from xai_cli.images.decode import decode
 from xai_cli.images.geometry import Preprocessing
+from xai_cli.operators.folding import accelerated
+from xai_cli.operators.mode import OperatorMode
+from xai_cli.operators.plan import Plan, plan_of
+from xai_cli.operators.rules import Rules
 from xai_cli.operators.strided import StridedInputGradient
 
 # A half-precision gradient of an input pixel is often below 2^-24 and would vanish; scaled scores keep it.
@@ -65,7 +71,7 @@ class Classifier:
 
     def colour(self, name: str) -> Tensor:
         """The `(1, C, h, w)` input of one colour: black, white, or mean (zero after preprocessing)."""
-        level = {"black": 0.0, "white": 1.0}.get(name)
+        level = {"black": 0.0, "white": 1.0}.get(name)  # else the colour that the model calls zero
         value = torch.zeros_like(self._mean) if level is None else (level - self._mean) / self._std
         height, width = self.preprocessing.size
         return value[None].expand(1, -1, height, width)
@@ -94,6 +100,30 @@ class Classifier:
                 return tuple(gradient / _HALF_SCALE for gradient in scaled)
         return _differentiated(scores.sum(), wanted, keep_graph=keep_graph)
 
+    def ruled_logits(self, inputs: Tensor, rules: Rules, *, allow_unruled: bool = False) -> Tensor:
+        """Class scores `(B, K)` whose gradient is what `rules` make of it. Raises UnruledError for an operator without
+        rule.
+        """
+        faster = StridedInputGradient() if self.device.type == "cpu" else nullcontext()
+        with faster, torch.enable_grad(), OperatorMode(self.canonical, rules, allow_unruled=allow_unruled) as mode:
+            output = mode.finished(self.canonical(inputs.to(self.canonical_dtype)))
+        return self._checked(output, len(inputs))
+
+    @cached_property
+    def canonical(self) -> nn.Module:
+        """The module as rules want it: at least float32, and with batch norm folded in, wherever it can be."""
+        precise = self.dtype == self.canonical_dtype
+        norms = any(isinstance(layer, _BatchNorm) for layer in self.module.modules())
+        if precise and (self.folded or not norms):
+            return self.module
+        module = self.module if precise else copy.deepcopy(self.module).to(self.canonical_dtype)
+        return accelerated(module, [probe.to(self.canonical_dtype) for probe in self.probes()], output_tensor)[0]
+
+    @cached_property
+    def plan(self) -> Plan:
+        """Every operator of the model and its treatment."""
+        return plan_of(self.canonical, self.example().to(self.canonical_dtype))
+
     def feature_layer(self, name: str | None = None) -> FeatureLayer:
         """The layer called `name`, or the one a class activation map should look at.
 
@@ -116,11 +146,20 @@ class Classifier:
         shape = (1, self.preprocessing.channels, *self.preprocessing.size)
         return 0.5 * torch.randn(shape, generator=generator).to(self.device)
 
+    def probes(self) -> tuple[Tensor, Tensor]:
+        """Two inputs `(1, C, h, w)` that differ much, to find whether two modules compute the same."""
+        return self.example(), self.colour("white") - 2 * self.example()
+
     def _checked(self, output: Any, rows: int) -> Tensor:
         logits = output_tensor(output)
         if logits.ndim != 2 or len(logits) != rows:
             raise ValueError(f"the model must return class scores of shape ({rows}, K), found {tuple(logits.shape)}")
         return at_least_float32(logits)
+
+    @property
+    def canonical_dtype(self) -> torch.dtype:
+        """The type that rules compute in: at least float32, because they divide by small numbers."""
+        return torch.promote_types(self.dtype, torch.float32)
 
     @cached_property
     def _mean(self) -> Tensor:

@@ -16,7 +16,8 @@ from xai_cli.classifiers.labels import default_labels, read_labels
 from xai_cli.classifiers.layers import output_tensor
 from xai_cli.classifiers.options import DEFAULT_MODEL, ModelOptions
 from xai_cli.images.geometry import Preprocessing
-from xai_cli.operators.folding import fold_batch_norm
+from xai_cli.operators.folding import accelerated
+from xai_cli.operators.hidden import without_autograd_functions
 from xai_cli.sentences import reason
 
 
@@ -49,7 +50,7 @@ def _finish(built: zoo.Built, options: ModelOptions) -> Classifier:
     device, dtype = _device(options.device), getattr(torch, options.dtype)
     classifier = Classifier(
         name=options.model,
-        module=built.module.eval().requires_grad_(False).to(device, torch.float32),
+        module=without_autograd_functions(built.module.eval()).requires_grad_(False).to(device, torch.float32),
         preprocessing=_preprocessing(built.preprocessing, options),
         labels=(),
         device=device,
@@ -57,7 +58,9 @@ def _finish(built: zoo.Built, options: ModelOptions) -> Classifier:
         digest=digest(built.module),
     )
     logits = _probe(classifier, options)
-    module, folded = _accelerated(classifier, logits) if options.fold else (classifier.module, {})
+    module, folded = (
+        accelerated(classifier.module, classifier.probes(), output_tensor) if options.fold else (classifier.module, {})
+    )
     module = module.to(dtype)
     return replace(
         classifier,
@@ -103,33 +106,6 @@ def _probe(classifier: Classifier, options: ModelOptions) -> Tensor:
             f"{classifier.name} gives scores that are NaN or infinite even for plain noise; check its weights"
         )
     return logits
-
-
-def _accelerated(classifier: Classifier, logits: Tensor) -> tuple[nn.Module, dict[str, str]]:
-    """The module with batch norm folded and, for convolutional nets, channels last, and what was folded into what.
-
-    It is used only if its logits equal `logits` of the example, and those of another input, to 1e-4 of the largest.
-    """
-    module, example = classifier.module, classifier.example()
-    other = classifier.colour("white") - 2 * example
-    try:
-        fast = copy.deepcopy(module)
-        folded = fold_batch_norm(fast, example)
-        kernels = [parameter.ndim for parameter in fast.parameters() if parameter.ndim > 1]
-        if kernels.count(4) > len(kernels) / 2:
-            fast = fast.to(memory_format=torch.channels_last)
-        with torch.no_grad():
-            same = _same(output_tensor(fast(example)), logits) and _same(
-                output_tensor(fast(other)), output_tensor(module(other))
-            )
-    except Exception:  # noqa: BLE001  # a net may read what folding removes; it runs as it is, only slower
-        return module, {}
-    return (fast, folded) if same else (module, {})
-
-
-def _same(logits: Tensor, expected: Tensor) -> bool:
-    # Constant logits would agree with anything: they prove nothing.
-    return bool(expected.abs().max() > 0 and (logits - expected).abs().max() <= 1e-4 * expected.abs().max())
 
 
 def _suspicions(logits: Tensor) -> list[str]:

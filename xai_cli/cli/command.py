@@ -5,7 +5,7 @@ Precedence: default < YAML < flag. This file names no option and looks at no typ
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import fields
 from inspect import Parameter, Signature
 from pathlib import Path
@@ -24,12 +24,13 @@ def add_command(
     parts: Sequence[type[Options]],
     *,
     extra: Sequence[Parameter] = (),
+    positional: Collection[str] = (),
     sections: Sections,
     help: str,
     panel: str,
 ) -> None:
-    """Adds the command `name`: its flags are `extra` and the fields of `parts`; it calls
-    `run(context, *parts, **extra)`.
+    """Adds the command `name`: its flags are `extra` and the fields of `parts`, of which those that are `positional`
+    must be given, by place; it calls `run(context, *parts, **extra)`.
 
     A YAML file given with `--config` may hold any of them at its top, and under a name of `sections` the options of
     that section; the section called like the command fills the command's own flags, the others wait in `context.meta`.
@@ -59,12 +60,22 @@ def add_command(
     signature = [
         Parameter("context", Parameter.KEYWORD_ONLY, annotation=typer.Context),
         *extra,
-        *(_parameter(key, declared, part) for part in parts for key, declared in declarations(part).items()),
+        *(
+            _positional(key, declared) if key in positional else _parameter(key, declared, part)
+            for part in parts
+            for key, declared in declarations(part).items()
+        ),
         Parameter("config", Parameter.KEYWORD_ONLY, default=None, annotation=config),
     ]
     call.__signature__ = Signature(signature)  # type: ignore[attr-defined]
     call.__annotations__ = {parameter.name: parameter.annotation for parameter in signature}
     app.command(name, help=help, rich_help_panel=panel)(call)
+
+
+def _positional(name: str, declared: Declaration) -> Parameter:
+    info = typer.Argument(help=declared.option.help, autocompletion=declared.option.complete)
+    typed: Any = Annotated.__class_getitem__((declared.type, info))  # type: ignore[attr-defined]  # a type that is data
+    return Parameter(name, Parameter.KEYWORD_ONLY, annotation=typed)
 
 
 def _parameter(name: str, declared: Declaration, part: type[Options]) -> Parameter:

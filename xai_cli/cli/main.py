@@ -1,8 +1,8 @@
 """The command `xai` and its subcommands.
 
 Exit codes: 0 all well; 1 the run failed; 2 usage or configuration; 3 finished, but some pictures failed (or, with
---strict, some map failed a check); 4 no picture found; 5 the output cannot be written; 129, 130, 143 ended by SIGHUP,
-SIGINT, SIGTERM; 141 standard output closed.
+--strict, some map failed a check; of `check`, some method did not pass); 4 no picture found; 5 the output cannot be
+written; 129, 130, 143 ended by SIGHUP, SIGINT, SIGTERM; 141 standard output closed.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import warnings
+from collections.abc import Callable
 from fnmatch import fnmatch
 from inspect import Parameter
 from typing import Annotated, Any, Literal, TextIO
@@ -23,6 +24,7 @@ from xai_cli.classifiers.options import ModelOptions
 from xai_cli.cli.command import add_command
 from xai_cli.cli.completion import complete_method
 from xai_cli.cli.explain import explain
+from xai_cli.cli.look import CheckOptions, LayersOptions, check, layers
 from xai_cli.cli.report import ShellOptions
 from xai_cli.cli.runs import errors, merge_manifests, verify
 from xai_cli.engine.options import DrawingOptions, InputOptions, RunOptions
@@ -50,7 +52,7 @@ _IMAGES = Parameter(
 _METHOD = Parameter(
     "method",
     Parameter.KEYWORD_ONLY,
-    default=["saliency", "gradcam"],
+    default=["saliency", "gradcam", "lrp"],
     annotation=Annotated[
         list[str],
         typer.Option(
@@ -188,8 +190,25 @@ def _add_explain() -> None:
     )  # fmt: skip
 
 
+def _help(command: Callable[..., None]) -> str:
+    """The paragraphs of a command's docstring, each on one line, because Typer keeps where lines end."""
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in (command.__doc__ or "").split("\n\n"))
+
+
+def _add_look() -> None:
+    add_command(
+        app, "layers", layers, (ModelOptions, LayersOptions), positional=("model",), sections={},
+        help=_help(layers), panel="Look around",
+    )  # fmt: skip
+    add_command(
+        app, "check", check, (ModelOptions, CheckOptions), extra=(_METHOD.replace(default=[]),), positional=("model",),
+        sections=METHODS, help=_help(check), panel="Look around",
+    )  # fmt: skip
+
+
 _add_explain()
 for _method in METHODS.values():
     _add_method(_method)
 for _command in (verify, errors, merge_manifests):
     app.command(_command.__name__.replace("_", "-"), rich_help_panel="After a run")(_command)
+_add_look()

@@ -167,7 +167,7 @@ class Report:
         if row["status"] == "error":
             return f"{row['message']} ({row['stage']}: {row['type']})"
         # The row's own warnings also tell of harmless things, such as a transparent picture.
-        return ("; ".join(warnings(row["checks"])) or None) if self.strict else None
+        return ("; ".join(warnings(row["method"], row["checks"])) or None) if self.strict else None
 
 
 def say(message: Any) -> None:

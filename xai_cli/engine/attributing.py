@@ -132,6 +132,7 @@ class Attributor:
 
     def _explained(self, pictures: list[Loaded]) -> Iterator[Explained]:
         passed = self._pass(pictures)
+        assert passed.logits is not None
         logits = passed.logits[: len(pictures)].detach()
         if not logits.isfinite().all():
             raise NonFinite("the model's scores hold NaN or infinity")
@@ -168,9 +169,9 @@ class Attributor:
             return [_failed(pictures[0], method, targets[0], fault.type, fault.message, fault.out_of_memory)]
         seconds = (time.perf_counter() - start) / len(pictures)
         batch = {"pictures": self._rows, "samples": self._chunk}
-        signed, layer = attribution.signed, attribution.layer
+        said = (attribution.layer, attribution.rule, attribution.notes)
         return [
-            Map(method.name, target, rank, array, signed, checked, layer, batch, seconds)
+            Map(method.name, target, rank, array, attribution.signed, checked, *said, batch, seconds)
             if np.isfinite(array).all()
             else _failed(picture, method, target, "NonFinite", f"the map of {method.name} holds NaN or infinity")
             for picture, target, array, checked in zip(pictures, targets, arrays, checks, strict=True)

@@ -92,7 +92,7 @@ def state_of(record: list[Row]) -> State:
     errors = [row for row in record if row["status"] == "error"]
     if errors:
         return State.TRANSIENT if any(row.get("transient") for row in errors) else State.FAILED
-    return State.DOUBTFUL if any(warnings(row["checks"]) for row in record) else State.DONE
+    return State.DOUBTFUL if any(warnings(row["method"], row["checks"]) for row in record) else State.DONE
 
 
 def _in_place(record: list[Row], out: Path) -> bool:

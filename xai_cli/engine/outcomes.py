@@ -77,6 +77,8 @@ class Map:
     signed: bool
     checks: Mapping[str, float]
     layer: str | None
+    rule: str | None
+    notes: tuple[str, ...]
     batch: Mapping[str, int]
     seconds: float
 

@@ -18,13 +18,13 @@ from xai_cli.targets import Target, parse_target
 
 @dataclass(frozen=True)
 class PlainPass:
-    """A forward pass with its graph, as far as the methods need one: `logits` `(B, K)` and the tensors to
-    differentiate.
+    """A forward pass with its graph, as far as the methods need one: `logits` `(B, K)`, None if there was no need of a
+    pass, and the tensors to differentiate.
     """
 
     classifier: Classifier
     inputs: Tensor
-    logits: Tensor
+    logits: Tensor | None
     wants_input: bool
     activations: dict[str, Tensor]
 
@@ -36,7 +36,7 @@ class PlainPass:
         There may be fewer targets than rows: the rows beyond are padding and left out. `keys` name the pictures.
         """
         rows = len(targets)
-        device = self.logits.device
+        device = self.inputs.device
         chosen = torch.tensor([target.index for target in targets], device=device)
         # All pictures of a run share one kind of target, so either all have a contrast or none.
         against = [target.against for target in targets if target.against is not None]
@@ -45,12 +45,12 @@ class PlainPass:
             inputs=self.inputs[:rows].detach(),
             targets=chosen,
             contrasts=torch.tensor(against, device=device) if against else None,
-            logits=self.logits[:rows].detach(),
+            logits=None if self.logits is None else self.logits[:rows].detach(),
             seeds=tuple(map(seed_of, keys or [""] * rows)),
             chunk=chunk,
         )
         wanted = [self.inputs] * self.wants_input + list(self.activations.values())
-        if not wanted:
+        if self.logits is None or not wanted:
             return evidence
         scores = evidence.scores(self.logits[:rows])
         gradients = [each[:rows] for each in self.classifier.gradient(scores, wanted, keep_graph=not last)]
@@ -99,9 +99,12 @@ def attribute(
         _check_targets(target, len(inputs), len(classifier.labels))  # type: ignore[arg-type]  # it is no text
     if not len(inputs) or chunk < 1:
         raise ValueError(f"expected at least one picture and a chunk of at least 1, found {len(inputs)} and {chunk}")
-    passed = plain_pass(classifier, inputs, union(classifier, [method]))
+    needs = union(classifier, [method])
     if rule is None:
+        passed = plain_pass(classifier, inputs, needs) if needs else PlainPass(classifier, inputs, None, False, {})
         return method.attribute(passed.evidence(target, chunk=chunk))  # type: ignore[arg-type]  # it is no text
+    passed = plain_pass(classifier, inputs, needs)
+    assert passed.logits is not None
     logits = passed.logits.detach().cpu().numpy()
     targets = [rule.choose(row, "", classifier.labels)[0] for row in logits]
     return method.attribute(passed.evidence(targets, chunk=chunk))

@@ -47,7 +47,7 @@ class Request:
                 "shards": shards,
                 "methods": {method.name: method.as_row() for method in methods},
                 "options": {name: value for part in options for name, value in part.as_row().items()},
-                "files": {name: _sha256(path) for name, path in _files(values).items()},
+                "files": {name: _digest(path) for name, path in _files(values, methods).items()},
             },
             frozenset(name for name, each in declared.items() if each.option.may_change),
         )
@@ -122,13 +122,26 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:40]}...{text[-15:]}"
 
 
-def _files(values: Mapping[str, Any]) -> dict[str, Path]:
-    """The files that shape the maps: those that options name, and the one that `--model file.py:callable` runs."""
+def _files(values: Mapping[str, Any], methods: Sequence[Method]) -> dict[str, Path]:
+    """What shapes the maps and lies on the disk: files that options name, or that `--model file.py:callable` runs, and
+    files and folders that methods name.
+    """
     model_file = Path(str(values.get("model", "")).rpartition(":")[0])
     files = {"model": model_file, "checkpoint": values.get("checkpoint"), "labels": values.get("labels")}
-    return {name: path for name, path in files.items() if path is not None and path.is_file()}
+    of_methods = {
+        f"{name} of {method.name}": value
+        for method in methods
+        for name, value in vars(method).items()
+        if isinstance(value, Path) and value.exists()
+    }
+    return {name: path for name, path in files.items() if path is not None and path.is_file()} | of_methods
 
 
-def _sha256(path: Path) -> str:
+def _digest(path: Path) -> str:
+    """SHA-256 of a file, or of the names, sizes and times of what lies in a folder."""
+    if path.is_dir():
+        stats = {str(each.relative_to(path)): each.lstat() for each in sorted(path.rglob("*"))}
+        listing = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()]
+        return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

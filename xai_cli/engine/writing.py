@@ -101,8 +101,9 @@ class Writer:
             "signed": made.signed,
             "geometry": picture.geometry.as_row(),
             "layer": made.layer,
+            "rule": made.rule,
             "checks": {name: _json_number(value) for name, value in checks.items()},
-            "warnings": [*picture.warnings, *warnings(checks)],
+            "warnings": [*picture.warnings, *made.notes, *warnings(made.method, checks)],
             "batch": dict(made.batch),
             "seconds": {name: round(value, 4) for name, value in seconds.items()},
         }

@@ -23,19 +23,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Needs:
-    """What a method wants of the one plain pass that all methods share.
+    """What a method wants of the one plain pass that all methods share; if nothing, and the targets are given, there is
+    none.
 
     Attributes:
         input_gradient: the gradient of the score with respect to the input.
         layers: names of layers whose activation, and gradient of the score with respect to it, are wanted.
+        logits: the plain class scores.
     """
 
     input_gradient: bool = False
     layers: tuple[str, ...] = ()
+    logits: bool = False
 
     def __or__(self, other: Needs) -> Needs:
         layers = tuple(dict.fromkeys(self.layers + other.layers))
-        return Needs(self.input_gradient or other.input_gradient, layers)
+        return Needs(self.input_gradient or other.input_gradient, layers, self.logits or other.logits)
+
+    def __bool__(self) -> bool:
+        return self.logits or self.input_gradient or bool(self.layers)
 
 
 def seed_of(key: str) -> int:
@@ -52,7 +58,7 @@ class Evidence:
         inputs: `(B, C, h, w)` float32, preprocessed.
         targets: `(B,)` class indices that are explained.
         contrasts: `(B,)` class indices to explain against, or None; the score is then the difference of the two logits.
-        logits: `(B, K)` float32.
+        logits: `(B, K)` float32; None if no method needs them and there was no target to choose.
         input_gradient: `(B, C, h, w)` gradient of the score, if some method needs it.
         activations, gradients: `{layer: tensor as the layer gave it, batch first}`, if some method needs them.
         seeds: one number per picture, where all that is random about it begins: the same wherever it stands in a run.
@@ -63,7 +69,7 @@ class Evidence:
     inputs: Tensor
     targets: Tensor
     contrasts: Tensor | None
-    logits: Tensor
+    logits: Tensor | None = None
     input_gradient: Tensor | None = None
     activations: Mapping[str, Tensor] = field(default_factory=dict)
     gradients: Mapping[str, Tensor] = field(default_factory=dict)
@@ -91,6 +97,11 @@ class Evidence:
             part = torch.cat([part, part[-1:].expand(self.chunk - real)])
             yield part // samples, part % samples, real
 
+    def parts(self) -> Iterator[tuple[Tensor, int]]:
+        """The pictures in full chunks, for methods that need one pass of their own: `rows (n,)`, how many are real."""
+        for rows, _, real in self.chunks(1):
+            yield rows, real
+
     def score_gradient(self, points: Tensor, rows: Tensor) -> Tensor:
         """Gradient `(N, C, h, w)` of each point's score with respect to that point; `points` `(N, C, h, w)`."""
         import torch
@@ -109,12 +120,16 @@ class Attribution:
         signed: True if negative relevance means evidence against the target; else relevance is at least zero.
         checks: `{name: (B,) tensor}`, the invariants measured on each picture; a name means one thing everywhere.
         layer: the layer looked at, if the method looks at one.
+        rule: the rule set that was applied, if the method chose one by the model.
+        notes: what a reader of each map should know.
     """
 
     relevance: Tensor
     signed: bool
     checks: dict[str, Tensor] = field(default_factory=dict)
     layer: str | None = None
+    rule: str | None = None
+    notes: tuple[str, ...] = ()
 
 
 class Method(Options, ABC):
@@ -125,6 +140,8 @@ class Method(Options, ABC):
     """The subcommand and the folder of the method's output."""
     family: ClassVar[str]
     """The group of the help it stands in: gradient, cam, propagation, perturbation."""
+    bounds: ClassVar[Mapping[str, float]] = {}
+    """Bounds of checks that are stricter for this method than for others."""
 
     @abstractmethod
     def needs(self, classifier: Classifier) -> Needs:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
+from xai_cli.methods.baselines import made_baseline
 from xai_cli.methods.contract import Attribution, Evidence, Method, Needs
 from xai_cli.options import Option
 
@@ -53,13 +54,13 @@ class IntegratedGradients(Method):
             )
 
     def needs(self, classifier: Classifier) -> Needs:
-        return Needs()
+        return Needs(logits=True)
 
     def attribute(self, evidence: Evidence) -> Attribution:
         import torch
 
         inputs = evidence.inputs
-        baselines = self._baselines(evidence)
+        baselines = made_baseline(self.baseline, inputs, evidence.classifier)
         places, weights = (torch.from_numpy(each).to(inputs) for each in _nodes(self.quadrature, self.steps))
         integral = torch.zeros_like(inputs)
         for rows, steps, real in evidence.chunks(self.steps):
@@ -67,24 +68,12 @@ class IntegratedGradients(Method):
             gradient = evidence.score_gradient(points, rows) * weights[steps, None, None, None]
             integral.index_add_(0, rows[:real], gradient[:real])
         relevance = ((inputs - baselines) * integral).sum(dim=1)
+        assert evidence.logits is not None
         change = evidence.scores(evidence.logits) - self._baseline_scores(evidence, baselines)
         missing = (relevance.sum(dim=(1, 2)) - change).abs()
         # A picture that is its own baseline has nothing to explain: 0 / 0 is a gap of 0.
         gap = torch.where(missing == 0, 0, missing / change.abs())
         return Attribution(relevance, signed=True, checks={"completeness_gap": gap})
-
-    def _baselines(self, evidence: Evidence) -> Tensor:
-        """`(B, C, h, w)`; the same constant picture for all rows, or each picture blurred."""
-        from torchvision.transforms.v2.functional import gaussian_blur
-
-        inputs = evidence.inputs
-        if self.baseline == "blur":
-            # An eighth of the picture as standard deviation removes every object but keeps the mood of the colours.
-            sigma = max(inputs.shape[-2:]) / 8
-            # torchvision reflects at the border, which allows a kernel of less than twice the shorter side.
-            kernel = min(2 * int(2 * sigma) + 1, 2 * min(inputs.shape[-2:]) - 1)
-            return gaussian_blur(inputs, [kernel, kernel], [sigma, sigma])
-        return evidence.classifier.colour(self.baseline).to(inputs).expand_as(inputs)
 
     def _baseline_scores(self, evidence: Evidence, baselines: Tensor) -> Tensor:
         import torch
