@@ -319,3 +319,9 @@ def test_every_composite_explains_a_plain_net():
     assert torch.equal(maps.pop("attnlrp"), maps["epsilon"])
     values = list(maps.values())
     assert not any(torch.allclose(a, b) for i, a in enumerate(values) for b in values[:i])
+
+
+def test_a_net_whose_scores_carry_no_relevance_is_told():
+    net = Net(lambda net, x: net.head(x.flatten(1)).sigmoid().log(), head=seeded(lambda: nn.Linear(192, 3)))
+    with pytest.raises(ValueError, match="no relevance comes back from the scores"):
+        explained(net)

@@ -193,3 +193,24 @@ def test_the_bounds_of_pixels_follow_a_net_that_normalises_them_itself(factor):
     turned = relevance_of(Net(lambda net, x: net.layer(-x), layer=layer), X, composite, low=-4, high=5)
     outside = relevance_of(layer, -X, composite, low=-5, high=4)
     assert_close(turned.relevance, outside.relevance, rtol=1e-9, atol=1e-12)
+
+
+def test_a_gate_that_was_taken_apart_is_still_a_gate():
+    whole = relevance_of(Net(lambda x: x[:, 0] * x[:, 1].sigmoid()), X).relevance
+    for taken in (lambda gate: gate.unbind(1)[1], lambda gate: gate.chunk(3, 1)[1][:, 0]):
+        apart = relevance_of(Net(lambda x, taken=taken: x[:, 0] * taken(x.sigmoid())), X).relevance
+        assert_close(apart, whole, rtol=1e-12, atol=0)
+    assert_close(whole[:, 1:], torch.zeros(3, 2, 8, 8), rtol=0, atol=0)
+
+
+def test_pixels_that_were_taken_apart_are_still_pixels():
+    layer, composite = seeded(lambda: nn.Conv2d(1, 4, 3)), replace(LRP_0, first=Rule("flat"))
+    apart = relevance_of(Net(lambda net, x: net.layer(x.chunk(3, 1)[2]), layer=layer), X, composite).relevance
+    whole = relevance_of(Net(lambda net, x: net.layer(x[:, 2:]), layer=layer), X, composite).relevance
+    assert_close(apart, whole, rtol=1e-12, atol=0)
+
+
+def test_of_a_log_softmax_its_scores_are_explained():
+    net = Net(lambda net, x: net.head(x.flatten(1)), head=seeded(lambda: nn.Linear(192, 3)))
+    scores = relevance_of(net, X).relevance
+    assert_close(relevance_of(nn.Sequential(net, nn.LogSoftmax(1)), X).relevance, scores, rtol=1e-9, atol=1e-12)

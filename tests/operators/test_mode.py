@@ -250,3 +250,9 @@ def test_a_classifier_hands_out_what_the_net_left_in_place_and_refuses_what_it_h
     else:
         with pytest.raises(UnruledError, match="'Doubled'"):
             classifier.ruled_logits(x, Rules())
+
+
+def test_a_rare_form_of_an_operator_is_refused_by_name():
+    weight = torch.ones(3, 64, 3, dtype=X.dtype)
+    with pytest.raises(UnruledError, match="operator 'bmm called in this way' in the model itself has no rule"):
+        relevance_of(Net(lambda x: torch.bmm(x.flatten(2), mat2=weight)), X)

@@ -68,6 +68,8 @@ def _part(
     share, inputs = with_pixels(evidence.inputs[rows].to(classifier.canonical_dtype), low, high)
     logits = classifier.ruled_logits(inputs, Lrp(classifier.canonical, composite, account), allow_unruled=allow_unruled)
     scores = _started(evidence, logits, rows, start)
+    if not scores.requires_grad:
+        raise ValueError("no relevance comes back from the scores: the model ends in a function that carries none")
     relevance, _ = torch.autograd.grad(scores.sum(), [share, account.anchor], allow_unused=True)
     pixels = relevance.sum(dim=1)
     return pixels, {**_checks(pixels, scores, account), **forward_gap(evidence, logits, rows)}

@@ -21,17 +21,21 @@ def softmax(rules: Rules, x: Tensor, dim: int, *rest: Any, dtype: torch.dtype | 
     return rules.softmax(x if dtype is None else x.to(dtype), dim)
 
 
-def log_softmax(rules: Rules, x: Tensor, dim: int, *rest: Any, **settings: Any) -> Tensor:
-    """`x - logsumexp(x)` along an axis."""
-    return sub(rules, x, logsumexp(rules, x, dim, keepdim=True))
+def log_softmax(
+    rules: Rules, x: Tensor, dim: int | None = None, *rest: Any, dtype: torch.dtype | None = None, **_: Any
+) -> Tensor:
+    """The logarithm of the softmax, however its axis and type are given."""
+    if dim is None:
+        raise NoRuleError("log_softmax without an axis")
+    dtype = next((each for each in rest if isinstance(each, torch.dtype)), dtype)
+    return rules.log_softmax(x if dtype is None else x.to(dtype), dim)
 
 
 def logsumexp(rules: Rules, x: Tensor, dim: Any, keepdim: bool = False) -> Tensor:
-    """The logarithm of a sum of exponentials, none of them larger than one."""
-    largest = rules.selection("amax", lambda x: x.amax(dim, keepdim=True), x)
-    powers = rules.pointwise("exp", torch.exp, sub(rules, x, largest))
-    out = add(rules, rules.pointwise("log", torch.log, powers.sum(dim, keepdim=True)), largest)
-    return out if keepdim else out.squeeze(dim)
+    """What the logarithm of the softmax lacks of `x`, the same all along the axis."""
+    if not isinstance(dim, int):
+        raise NoRuleError("logsumexp over several axes")
+    return sub(rules, x, rules.log_softmax(x, dim)).mean(dim, keepdim)
 
 
 def layer_norm(

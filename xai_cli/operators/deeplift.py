@@ -65,6 +65,10 @@ class Reference(Rules):
         self._keep("softmax", x)
         return _cut(super().softmax, x, axis)
 
+    def log_softmax(self, x: Tensor, axis: int) -> Tensor:
+        self._keep("log_softmax", x)
+        return _cut(super().log_softmax, x, axis)
+
     def normalise(self, x: Tensor, axes: tuple[int, ...], eps: float, *, centred: bool) -> Tensor:
         self._keep("normalise", x)
         return _cut(lambda: truediv(*_rest_and_deviation(x, axes, eps, centred=centred)))
@@ -112,6 +116,10 @@ class DeepLift(Rules):
     def softmax(self, x: Tensor, axis: int) -> Tensor:
         (start,) = self._start("softmax", x)
         return _softmax(x, start, axis)
+
+    def log_softmax(self, x: Tensor, axis: int) -> Tensor:
+        (start,) = self._start("log_softmax", x)
+        return _log_softmax(x, start, axis)
 
     def normalise(self, x: Tensor, axes: tuple[int, ...], eps: float, *, centred: bool) -> Tensor:
         """A quotient by the root of a mean of squares."""
@@ -189,20 +197,25 @@ def _quotient(left: Tensor | float, right: Tensor, left_start: Tensor | float, r
 
 
 def _softmax(x: Tensor, start: Tensor, axis: int) -> Tensor:
-    """The exponential of `x - log sum exp x`.
+    """The exponential of its logarithm: exponentials and their sum taken one by one would cancel beyond float32."""
+    logs = _log_softmax(x, start, axis)
+    _, slope = secant(torch.exp, logs.detach(), start.log_softmax(axis))
+    return _Ruled.apply(logs, x.softmax(axis).detach(), slope)
+
+
+def _log_softmax(x: Tensor, start: Tensor, axis: int) -> Tensor:
+    """`x - log sum exp x`.
 
     The logarithm's change is the change of `x` averaged by weights between the two softmaxes: it is convex, so some mix
-    of its gradients at both ends fits exactly. Exponentials and their sum taken one by one would cancel beyond float32.
+    of its gradients at both ends fits exactly.
     """
     with torch.no_grad():
         logs, logs_start = x.log_softmax(axis), start.log_softmax(axis)
-        _, slope = secant(torch.exp, logs, logs_start)
-        y, y_start = x.softmax(axis), start.softmax(axis)
         step = (logs - logs_start).nan_to_num_(0.0, 0.0, 0.0)  # masked in both
-        ahead, back = ((each * step).sum(axis, keepdim=True) for each in (y, y_start))
+        ahead, back = ((each.exp() * step).sum(axis, keepdim=True) for each in (logs, logs_start))
         mix = (-back / (ahead - back + torch.finfo(x.dtype).tiny)).clamp_(0, 1)
-        weights = torch.lerp(y_start, y, mix)
-    return _Ruled.apply(x - (weights * x).sum(axis, keepdim=True), y, slope)
+        weights = torch.lerp(logs_start.exp(), logs.exp(), mix)
+    return _Ruled.apply(x - (weights * x).sum(axis, keepdim=True), logs, None)
 
 
 def _reveal_cancel(

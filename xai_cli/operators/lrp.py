@@ -11,7 +11,7 @@ Achtibat et al. 2024 (arXiv:2402.05602); CP-LRP: Ali et al. 2022 (arXiv:2202.073
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -70,6 +70,10 @@ class Lrp(Rules):
     def softmax(self, x: Tensor, axis: int) -> Tensor:
         return _gate(_Softmax.apply(self.account, x, axis))
 
+    def log_softmax(self, x: Tensor, axis: int) -> Tensor:
+        # The scores themselves are explained; what they are compared with is held fast.
+        return x - constant(self.account, "softmax", x.detach().logsumexp(axis, keepdim=True).expand(x.shape))
+
     def normalise(self, x: Tensor, axes: tuple[int, ...], eps: float, *, centred: bool) -> Tensor:
         rest = x - x.mean(axes, keepdim=True) if centred else x
         return rest * (rest.detach().square().mean(axes, keepdim=True) + eps).rsqrt()
@@ -84,12 +88,14 @@ class Lrp(Rules):
 
     def passed(self, apply: Callable[..., Any], x: Tensor, out: Any) -> None:
         pixels: Pixels | None = getattr(x, "_pixels", None)
-        if isinstance(out, Tensor):
-            if pixels is not None:
-                low, high = apply(pixels.low), apply(pixels.high)
-                out._pixels = Pixels(apply(pixels.share), low, high)  # type: ignore[attr-defined]
-            if getattr(x, "_gate", False):
-                _gate(out)
+        parts = _parts(out)
+        if getattr(x, "_gate", False):
+            for part in parts:
+                _gate(part)
+        if pixels is not None:
+            ends = [apply(each) for each in (pixels.share, pixels.low, pixels.high)]
+            for part, *of_part in zip(parts, *map(_parts, ends), strict=True):
+                part._pixels = Pixels(*of_part)
 
     def rescaled(self, apply: Callable[[Tensor], Tensor], x: Tensor, out: Tensor) -> None:
         pixels: Pixels | None = getattr(x, "_pixels", None)
@@ -111,6 +117,10 @@ def with_pixels(inputs: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tens
     scaled._seen = True  # type: ignore[attr-defined]  # it is of our making
     scaled._pixels = Pixels(share, low.to(inputs).expand_as(inputs), high.to(inputs).expand_as(inputs))  # type: ignore[attr-defined]
     return share, scaled
+
+
+def _parts(out: Any) -> Sequence[Any]:
+    return out if isinstance(out, tuple | list) else [out]
 
 
 def _gate(tensor: Tensor) -> Tensor:

@@ -68,6 +68,11 @@ class OperatorMode(TorchFunctionMode):
                 return RULED[name](self._rules, *args, **kwargs)
             except NoRuleError as form:
                 self._refuse(str(form))
+            except TypeError as error:
+                # The call itself did not fit, so it is one of the rarer forms that torch takes.
+                if error.__traceback__ is None or error.__traceback__.tb_next is not None:
+                    raise
+                self._refuse(f"{name} called in this way")
         elif name not in LINEAR and name not in CONSTANT:
             self._refuse(name)
         call = _on_copy(function) if in_place else function

@@ -65,6 +65,10 @@ class Rules:
         """The softmax along `axis`."""
         return x.softmax(axis)
 
+    def log_softmax(self, x: Tensor, axis: int) -> Tensor:
+        """The logarithm of the softmax along `axis`."""
+        return x.log_softmax(axis)
+
     def normalise(self, x: Tensor, axes: tuple[int, ...], eps: float, *, centred: bool) -> Tensor:
         """`(x - mean) / sqrt(var + eps)` over `axes`; without the mean if it is not `centred`."""
         rest = x - x.mean(axes, keepdim=True) if centred else x
