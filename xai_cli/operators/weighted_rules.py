@@ -74,13 +74,23 @@ def z_plus(call: Weighted, around: Surroundings) -> Tensor:
 
 def gamma(call: Weighted, around: Surroundings, gamma: float = 0.25) -> Tensor:
     """Shares by `x_i w_ij`, of which those with the output's sign count `1 + gamma`."""
-    y, (positive, bias) = call.value(), _positive_shares(call)
+    weight, bias = call.weight, call.bias
+    raised, raised_bias = _shares(
+        call,
+        weight + gamma * weight.clamp(min=0),
+        weight + gamma * weight.clamp(max=0),
+        None if bias is None else bias + gamma * bias.clamp(min=0),
+    )
+    y = call.value()
     with torch.no_grad():
         up = y > 0
-        # The negative shares are y - positive: one more pass through the layer serves both signs.
-        ratio = _ratio(y, torch.add(y, torch.where(up, positive, y - positive), alpha=gamma), _STABILISER)
-        own, other = torch.where(up, ratio, (1 + gamma) * ratio), gamma * torch.where(up, ratio, -ratio)
-    return _ruled(call, around, y, _Term(y, own, call.bias), _Term(positive, other, bias))
+        # What negative shares raise is (2 + gamma) y - raised: one more pass through the layer serves both signs.
+        z = torch.where(up, raised, torch.sub((2 + gamma) * y, raised))
+        margin = _margin(z, _STABILISER)
+        ratio = y / z.add_(torch.where(up, margin, -margin))
+        own, other = torch.where(up, 0, (2 + gamma) * ratio), torch.where(up, ratio, -ratio)
+    # Behind a rectifier, nothing comes back to negative outputs.
+    return _ruled(call, around, y, _Term(y, own, bias, may_rest=True), _Term(raised, other, raised_bias, margin))
 
 
 def alpha_beta(call: Weighted, around: Surroundings, alpha: float = 2.0, beta: float = 1.0) -> Tensor:
@@ -88,9 +98,15 @@ def alpha_beta(call: Weighted, around: Surroundings, alpha: float = 2.0, beta: f
     # Not as y - positive: what is left of two near numbers would then be divided by.
     (positive, positive_bias), (negative, negative_bias) = _positive_shares(call), _negative_shares(call)
     with torch.no_grad():
-        y = call.value()
-    up, down = alpha * _ratio(y, positive, _STABILISER), -beta * _ratio(y, negative, _STABILISER)
-    return _ruled(call, around, y, _Term(positive, up, positive_bias), _Term(negative, down, negative_bias))
+        y, margins = call.value(), [_margin(positive, _STABILISER), -_margin(negative, _STABILISER)]
+        up, down = alpha * y / (positive + margins[0]), -beta * y / (negative + margins[1])
+    return _ruled(
+        call,
+        around,
+        y,
+        _Term(positive, up, positive_bias, margins[0]),
+        _Term(negative, down, negative_bias, margins[1]),
+    )
 
 
 def z_box(call: Weighted, around: Surroundings) -> Tensor:
@@ -177,13 +193,15 @@ def _share(call: Weighted, around: Surroundings) -> Tensor:
 class _Term:
     """A part of a rule: relevance per output times `ratio` goes into `linear`, whose constant part is `bias`.
 
-    `margin` is what was added to the denominator of a ratio that is never negative.
+    `margin` times all that goes into it is what the margin of the denominator keeps. One that `may_rest` has often nothing
+    to pass on.
     """
 
     linear: Tensor
     ratio: Tensor | None
     bias: Tensor | None = None
     margin: Tensor | None = None
+    may_rest: bool = False
 
 
 def _divided(call: Weighted, around: Surroundings, linear: Tensor, z: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -206,9 +224,10 @@ class _Ruled(torch.autograd.Function):
         ctx: Any, account: Account, channels: int, y: Tensor, terms: tuple[_Term, ...], *linears: Tensor
     ) -> Tensor:
         ctx.account, ctx.channels, ctx.count = account, channels, len(terms)
-        ctx.biases, ctx.margin = [term.bias for term in terms], terms[0].margin
-        # What a margin keeps need not be found by comparing.
-        compared = (y, *linears) if ctx.margin is None else ()
+        ctx.biases, ctx.margins = [term.bias for term in terms], [term.margin for term in terms]
+        ctx.may_rest = [term.may_rest for term in terms]
+        # What margins keep need not be found by comparing.
+        compared = (y, *linears) if ctx.margins == [None] else ()
         ctx.save_for_backward(*(term.ratio for term in terms), *compared)
         return y.view_as(y)
 
@@ -218,17 +237,18 @@ class _Ruled(torch.autograd.Function):
         ratios, compared = saved[: ctx.count], saved[ctx.count :]
         parts = [gradient if ratio is None else gradient * ratio for ratio in ratios]
         totals = [part if ctx.channels == -1 else part.sum(tuple(range(ctx.channels + 1, 0))) for part in parts]
-        for total, bias in zip(totals, ctx.biases, strict=True):
+        for total, bias, margin in zip(totals, ctx.biases, ctx.margins, strict=True):
             if bias is not None:
                 ctx.account.add("biases", total * bias)
-        if ctx.margin is not None:
-            ctx.account.add("rest", totals[0] * ctx.margin.reshape(-1, *[1] * (totals[0].ndim - 1)))
-        else:
-            y, *linears = compared
+            if margin is not None:
+                ctx.account.add("rest", total * margin.reshape(-1, *[1] * (total.ndim - 1)))
+        if compared:
+            y, linear = compared
             ctx.account.add_inner("rest", gradient, y)
-            for part, linear in zip(parts, linears, strict=True):
-                ctx.account.add_inner("rest", part, linear, -1)
-        return None, None, None, None, *parts
+            ctx.account.add_inner("rest", parts[0], linear, -1)
+        # A pass back through the layer is saved where there is nothing to take along.
+        passed = (None if rests and not part.any() else part for part, rests in zip(parts, ctx.may_rest, strict=True))
+        return None, None, None, None, *passed
 
 
 class _Ones(torch.autograd.Function):
