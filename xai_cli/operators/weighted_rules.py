@@ -193,8 +193,8 @@ def _share(call: Weighted, around: Surroundings) -> Tensor:
 class _Term:
     """A part of a rule: relevance per output times `ratio` goes into `linear`, whose constant part is `bias`.
 
-    `margin` times all that goes into it is what the margin of the denominator keeps. One that `may_rest` has often nothing
-    to pass on.
+    `margin` times all that goes into it is what the margin of the denominator keeps. One that `may_rest` often has
+    nothing to pass on.
     """
 
     linear: Tensor
