@@ -115,7 +115,7 @@ def test_the_composite_that_lrp_takes_is_told() -> None:
 def test_operators_that_cannot_be_watched_are_one_sentence(small: str) -> None:
     answer = run_xai("layers", f"{small}failing", "--operators")
     assert (answer.code, answer.paths) == (1, [])
-    assert "cannot be listed: RuntimeError: no room for a graph" in answer.said
+    assert "cannot be watched (no room for a graph); take a method without rules" in answer.said
     assert "at all" not in answer.said
 
 

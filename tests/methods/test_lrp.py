@@ -10,9 +10,9 @@ from helpers import assert_close
 from nets import classifier_of, random_input, seeded
 from relevance import Net
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from xai_cli import attribute
-from xai_cli.engine.checks import warnings
 from xai_cli.methods.lrp import Lrp
 from xai_cli.operators.account import CATEGORIES
 from xai_cli.operators.composites import COMPOSITES
@@ -292,17 +292,42 @@ def test_a_name_that_no_layer_has_is_refused():
         explained(calibrated(Residual), rules=["layr4.*=z-plus"])
 
 
-def test_a_net_that_rules_cannot_follow_shows_it_in_its_checks():
+def test_a_net_that_rules_cannot_follow_is_refused():
     def through_a_view(net, x):
         y = net.stem(x)
         y[:, 0].relu_()
         return net.head(y.flatten(1))
 
     net = Net(through_a_view, stem=seeded(lambda: nn.Conv2d(3, 2, 1)), head=seeded(lambda: nn.Linear(128, 3)))
-    checks = attribute(classifier_of(net), X, Lrp()).checks
-    assert checks["forward_gap"].min() > 1e-2
-    told = warnings("lrp", {name: float(values[0]) for name, values in checks.items()})
-    assert any("forward_gap" in sentence for sentence in told)
+    with pytest.raises(ValueError, match="test changes tensors in place through views of them"):
+        explained(net)
+
+
+def test_a_checkpoint_is_refused():
+    net = Net(lambda net, x: checkpoint(net.head, x.flatten(1), use_reentrant=False), head=nn.Linear(192, 3))
+    with pytest.raises(ValueError, match="rules cannot follow checkpoints; switch the model's checkpointing off"):
+        explained(net)
+
+
+def test_a_rule_that_does_not_fit_its_layer_is_refused_before_the_run():
+    for rule, said in (("head=pass", "the rule pass needs a layer"), ("head=z-box", "needs the bounds of pixels")):
+        with pytest.raises(ValueError, match=said):
+            Lrp(rules=[rule]).needs(classifier_of(calibrated(Residual)))
+
+
+def test_a_rule_for_the_first_layer_that_no_layer_takes_is_noted():
+    def mixed(net, x):
+        return net.head(net.stem(torch.cat([x, x.square()], 1)).relu().flatten(1))
+
+    net = Net(mixed, stem=nn.Conv2d(6, 2, 1), head=seeded(lambda: nn.Linear(128, 3)))
+    [note] = explained(net, composite="epsilon-gamma-box").notes
+    assert note == "no layer sees the pixels alone, so the rule z-box for the first layer was not used"
+
+
+def test_one_class_has_no_other_to_contrast_with():
+    net = Net(lambda net, x: net.head(x.flatten(1)), head=seeded(lambda: nn.Linear(192, 1)))
+    with pytest.raises(ValueError, match="contrastive expects a model of several classes"):
+        attribute(classifier_of(net), X, Lrp(start="contrastive"), [Target(0)] * len(X))
 
 
 def test_pictures_are_cut_into_chunks_without_a_trace():

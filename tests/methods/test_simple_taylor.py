@@ -40,7 +40,7 @@ def test_from_the_origin_is_gradient_x_input_and_exact_without_biases():
     assert_close(attribution.relevance, (inputs * gradient).sum(dim=1), rtol=1e-12, atol=0)
     assert_close(attribution.relevance.sum(dim=(1, 2)), scores, rtol=1e-10, atol=0)
     assert_close(attribution.checks["completeness_gap"], torch.zeros(3), rtol=0, atol=1e-10)
-    assert attribution.checks["root_gap"].tolist() == [0, 0, 0]
+    assert attribution.checks["score_at_origin"].tolist() == [0, 0, 0]
 
 
 def test_from_the_origin_of_a_linear_model_misses_the_bias_and_says_so():
@@ -49,7 +49,7 @@ def test_from_the_origin_of_a_linear_model_misses_the_bias_and_says_so():
     scores, biases = net(inputs).diagonal(), net[1].bias
     assert_close(attribution.relevance.sum(dim=(1, 2)), scores - biases, rtol=1e-10, atol=0)
     assert_close(attribution.checks["completeness_gap"], torch.zeros(3), rtol=0, atol=1e-12)
-    assert_close(attribution.checks["root_gap"], (biases / scores).abs(), rtol=1e-12, atol=0)
+    assert_close(attribution.checks["score_at_origin"], (biases / scores).abs(), rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("steps", [1, 20])

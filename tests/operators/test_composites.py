@@ -106,8 +106,10 @@ def test_names_reach_the_layers_that_carry_them():
     x, lrp_0 = random_input(), Rule("lrp-0")
     everywhere = relevance_of(net, x, Composite(lrp_0, lrp_0, first=Rule("flat"))).relevance
     named = relevance_of(net, x, Composite(lrp_0, lrp_0, named={"0.a": Rule("flat")})).relevance
-    missed = relevance_of(net, x, Composite(lrp_0, lrp_0, named={"a": Rule("flat"), "0": Rule("flat")})).relevance
+    missed = relevance_of(net, x, Composite(lrp_0, lrp_0, named={"a": Rule("flat")})).relevance
+    of_all = relevance_of(net, x, Composite(lrp_0, lrp_0, named={"0": Rule("flat")})).relevance
     assert torch.equal(named, everywhere)
+    assert torch.equal(of_all, relevance_of(net, x, Composite(Rule("flat"), Rule("flat"))).relevance)
     assert torch.equal(missed, relevance_of(net, x, Composite(lrp_0, lrp_0)).relevance)
 
 

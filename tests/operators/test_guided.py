@@ -75,13 +75,13 @@ def test_every_relu_is_a_gate_however_it_is_written(function):
 
 @pytest.mark.parametrize("function", GENERAL.values(), ids=GENERAL)
 def test_other_rectifiers_get_the_generalised_gate(function):
-    inputs = [-2.5, -1.5, -0.3, 0.2, 1.5, 1.5]  # gelu, silu, mish and hardswish fall at the first
-    gradients = [2.0, 1.0, 2.0, 0.5, 3.0, -1.0]
+    inputs = [-2.5, -1.5, -0.3, 0.2, 1.5, 1.5, -2.5]  # gelu, silu, mish and hardswish fall at the first and the last
+    gradients = [2.0, 1.0, 2.0, 0.5, 3.0, -1.0, -1.0]
     x, step = tensor(inputs), 1e-6
     slope = (function(x + step) - function(x - step)) / (2 * step)
     expected = tensor(gradients).clamp(min=0) * slope.clamp(min=0)
     assert_close(passed_back(Guided(), function, inputs, gradients), expected, rtol=1e-6, atol=1e-9)
-    assert passed_back(Deconvnet(), function, inputs, gradients).tolist() == [2, 1, 2, 0.5, 3, 0]
+    assert passed_back(Deconvnet(), function, inputs, gradients).tolist() == [2, 1, 2, 0.5, 3, 0, 0]
 
 
 @pytest.mark.parametrize("function", NO_RECTIFIERS.values(), ids=NO_RECTIFIERS)

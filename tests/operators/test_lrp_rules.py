@@ -214,3 +214,26 @@ def test_of_a_log_softmax_its_scores_are_explained():
     net = Net(lambda net, x: net.head(x.flatten(1)), head=seeded(lambda: nn.Linear(192, 3)))
     scores = relevance_of(net, X).relevance
     assert_close(relevance_of(nn.Sequential(net, nn.LogSoftmax(1)), X).relevance, scores, rtol=1e-9, atol=1e-12)
+
+
+def test_pixels_that_were_put_together_again_are_still_pixels():
+    layer, composite = seeded(lambda: nn.Conv2d(3, 4, 3)), replace(LRP_0, first=Rule("z-box"))
+    factors = [0.5, -2.0, 1.0]
+    apart = [lambda x: torch.cat([x[:, i : i + 1] * factor for i, factor in enumerate(factors)], 1),
+             lambda x: torch.stack([each * factor for each, factor in zip(x.unbind(1), factors, strict=True)], 1),
+             lambda x: x.clamp(-9, 9) * torch.tensor(factors)[:, None, None]]  # fmt: skip
+    whole = relevance_of(
+        Net(lambda net, x: net.layer(x * torch.tensor(factors)[:, None, None]), layer=layer), X, composite
+    )
+    for taken in apart:
+        found = relevance_of(Net(lambda net, x, taken=taken: net.layer(taken(x)), layer=layer), X, composite)
+        assert_close(found.relevance, whole.relevance, rtol=1e-9, atol=1e-12)
+
+
+def test_places_beside_the_pixels_take_no_share():
+    def with_places(net, x):
+        return net.layer(torch.cat([x, torch.ones(3, 1, 8, 8).to(x)], 1))
+
+    layer, composite = seeded(lambda: nn.Conv2d(4, 2, 3, bias=False)), replace(LRP_0, first=Rule("flat"))
+    passed = relevance_of(Net(with_places, layer=layer), X, composite)
+    assert_close(passed.relevance.flatten(1).sum(1), passed.score, rtol=1e-4, atol=1e-9)

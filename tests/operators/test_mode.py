@@ -256,3 +256,12 @@ def test_a_rare_form_of_an_operator_is_refused_by_name():
     weight = torch.ones(3, 64, 3, dtype=X.dtype)
     with pytest.raises(UnruledError, match="operator 'bmm called in this way' in the model itself has no rule"):
         relevance_of(Net(lambda x: torch.bmm(x.flatten(2), mat2=weight)), X)
+
+
+def test_groups_of_queries_share_their_keys_in_order():
+    query, pairs = (torch.randn(1, heads, 5, 3, dtype=X.dtype).requires_grad_() for heads in (4, 2))
+    keys, values = pairs, pairs.flip(1) ** 2
+    plain = F.scaled_dot_product_attention(query, keys, values, enable_gqa=True)
+    with OperatorMode(nn.Identity(), Rules()):
+        ruled = F.scaled_dot_product_attention(query, pairs, pairs.flip(1) ** 2, enable_gqa=True)
+    assert_close(ruled, plain, rtol=1e-12, atol=1e-14)

@@ -11,7 +11,7 @@ from torch import nn
 
 from xai_cli.operators.composites import default_composite
 from xai_cli.operators.mode import unruled
-from xai_cli.operators.plan import PLAIN, REFUSED, Step, plan_of
+from xai_cli.operators.plan import PLAIN, REFUSED, STEP, Step, plan_of
 
 X = random_input(batch=1, dtype=torch.float32)
 
@@ -55,7 +55,7 @@ def test_composite_functions_are_planned_in_the_kinds_they_are_said_in():
 
 def test_calls_of_one_layer_are_counted_and_reading_facts_is_not_a_call():
     plan = planned(lambda net, x: net.act(net.act(x) * x.shape[-1] * (x > 0)), act=nn.ReLU())
-    assert plan.steps == (Step("act", "relu", "pointwise", 2), Step("", "mul", PLAIN, 2))
+    assert plan.steps == (Step("act", "relu", "pointwise", 2), Step("", "mul", PLAIN, 2), Step("", "gt", STEP, 1))
 
 
 def test_everything_without_rule_is_refused_and_what_follows_is_planned_all_the_same():
@@ -96,11 +96,12 @@ def attended(net, x):
         (lambda net, x: gated(net, x).softmax(-1), False, "epsilon-plus-flat"),
         (attended, True, "cp-lrp"),
         (lambda net, x: net.conv(x).amax((2, 3)).softmax(-1), False, "epsilon-plus-flat"),
-        (lambda net, x: F.linear(net.conv(x).mean((2, 3)) @ torch.eye(4), torch.ones(3, 4)), False, "cp-lrp"),
+        (lambda net, x: net.head(net.mix(net.mix(net.conv(x).mean((2, 3))))), False, "cp-lrp"),
+        (lambda net, x: net.mix(net.mix(net.conv(x).mean((2, 3)))), False, "epsilon-plus-flat"),
     ],
 )
 def test_the_composite_of_a_net_follows_from_its_plan(function, attends, composite):
-    plan = planned(function, conv=nn.Conv2d(3, 4, 1))
+    plan = planned(function, conv=nn.Conv2d(3, 4, 1), mix=nn.Linear(4, 4), head=nn.Linear(4, 3))
     assert plan.attends == attends
     assert default_composite(plan) == composite
 
@@ -140,3 +141,42 @@ def test_whether_pictures_stay_first_is_seen_from_values_not_from_shapes(functio
     net = Net(function, conv=seeded(lambda: nn.Conv2d(3, 4, 1)), head=seeded(lambda: nn.Linear(4, 3)))
     x = random_input(batch=1, size=9, dtype=torch.float32)
     assert plan_of(net.requires_grad_(False), x).batch_first == batch_first
+
+
+def test_a_model_that_takes_no_three_pictures_is_planned_with_one():
+    def one_or_two(net, x):
+        assert len(x) < 3
+        return net.head(x.flatten(1))
+
+    plan = planned(one_or_two, head=nn.Linear(192, 3))
+    assert [step.operator for step in plan.steps] == ["flatten", "linear"]
+    assert not plan.batch_first
+
+
+def test_a_model_that_fails_where_it_is_watched_says_so():
+    def failing(net, x):
+        if x.requires_grad:
+            raise KeyError("scale")
+        return net.head(x.flatten(1))
+
+    classifier = classifier_of(Net(failing, head=nn.Linear(192, 3)))
+    with pytest.raises(ValueError, match=r"the operators of test cannot be watched \(.*scale.*\); take a method"):
+        _ = classifier.plan
+
+
+class DoubledInPlace(torch.autograd.Function):
+    """What no function mode sees, and what gives back the tensor that it took."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.mark_dirty(x)
+        return x.mul_(2)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return 2 * gradient
+
+
+def test_what_is_hidden_and_in_place_is_refused():
+    refused = planned(lambda x: DoubledInPlace.apply(x + 0).relu()).refused
+    assert refused[0].startswith("operator 'DoubledInPlace' in the model itself has no rule")

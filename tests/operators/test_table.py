@@ -75,7 +75,10 @@ torch.constant_pad_nd(x, (1, 1), 2), F.grid_sample(x, c(3, 5, 5, 2), align_corne
 torch.minimum(x, -x), torch.max(x, other=c(6)), torch.max(x, x.roll(1, 1)), torch.min(x, c(6)), x.max(1)[0]
 x.max(dim=1, keepdim=True).values, x.min(1)[0], x.min(-1, True)[0], x.amax(1), x.amax((2, 3), keepdim=True)
 x.amin(dim=1), F.max_pool1d(t, 2), F.max_pool2d(x, 3, 2, 1), F.max_pool3d(x, 2), F.max_pool2d(x, 2, ceil_mode=True)
-F.adaptive_max_pool1d(t, 2), F.adaptive_max_pool2d(x, 4), F.adaptive_max_pool3d(x, 2), x.softmax(-1)
+F.max_pool1d(t, 2, return_indices=True)[0], F.max_pool2d(x, 2, return_indices=True)[0]
+F.max_pool3d(x, 2, return_indices=True)[0], F.adaptive_max_pool1d(t, 2, True)[0], F.adaptive_max_pool2d(x, 3, True)[0]
+F.adaptive_max_pool3d(x, 2, return_indices=True)[0], F.adaptive_max_pool1d(t, 2)
+F.adaptive_max_pool2d(x, 4), F.adaptive_max_pool3d(x, 2), x.softmax(-1)
 F.log_softmax(x, 1), (x * 99).log_softmax(-1), x.logsumexp(2), torch.logsumexp(x, 1, True)
 F.softmax(x, dim=1), torch.softmax(x, axis=1), torch.softmax(x, -1, torch.float64), F.softmax(x * 5, 1) @ x
 F.layer_norm(x, (6,)), F.layer_norm(x, (6, 6), c(6, 6), c(6, 6), 1e-3), F.layer_norm(t, (4,), bias=c(4))

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.autograd.graph import disable_saved_tensors_hooks
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from xai_cli.classifiers.feature_layer import find_feature_layer
@@ -25,7 +26,10 @@ from xai_cli.operators.mode import OperatorMode
 from xai_cli.operators.plan import Plan, plan_of
 from xai_cli.operators.rules import Rules
 from xai_cli.operators.strided import StridedInputGradient
+from xai_cli.sentences import reason
 
+_CHECKPOINTS = "rules cannot follow checkpoints; switch the model's checkpointing off"
+_OTHERS = "take a method without rules (saliency, ig, gradcam)"
 # A half-precision gradient of an input pixel is often below 2^-24 and would vanish; scaled scores keep it.
 _HALF_SCALE = 4096.0
 
@@ -105,8 +109,13 @@ class Classifier:
         rule.
         """
         faster = StridedInputGradient() if self.device.type == "cpu" else nullcontext()
-        with faster, torch.enable_grad(), OperatorMode(self.canonical, rules, allow_unruled=allow_unruled) as mode:
-            output = mode.finished(self.canonical(inputs.to(self.canonical_dtype)))
+        watched = OperatorMode(self.canonical, rules, allow_unruled=allow_unruled)
+        # A checkpoint would run its part of the model again on the way back, where nobody watches.
+        checkpoints = disable_saved_tensors_hooks(
+            "rules cannot follow checkpoints; switch the model's checkpointing off"
+        )
+        with faster, checkpoints, torch.enable_grad(), watched:
+            output = watched.finished(self.canonical(inputs.to(self.canonical_dtype)))
         return self._checked(output, len(inputs))
 
     @cached_property
@@ -121,8 +130,22 @@ class Classifier:
 
     @cached_property
     def plan(self) -> Plan:
-        """Every operator of the model and its treatment."""
-        return plan_of(self.canonical, self.example().to(self.canonical_dtype))
+        """Every operator of the model and its treatment. Raises ValueError if the model cannot be watched, or computes
+        something else meanwhile.
+        """
+        example = self.example().to(self.canonical_dtype)
+        try:
+            plan = plan_of(self.canonical, example)
+            with torch.no_grad():
+                plain = self._checked(self.canonical(example), len(example))
+            watched = self.ruled_logits(example.requires_grad_(), Rules(), allow_unruled=True).detach()
+        except Exception as error:
+            raise ValueError(f"the operators of {self.name} cannot be watched ({reason(error)}); {_OTHERS}") from error
+        if (watched - plain).abs().max() > 1e-3 * plain.abs().max():
+            raise ValueError(
+                f"{self.name} changes tensors in place through views of them, which rules cannot follow; {_OTHERS}"
+            )
+        return plan
 
     def feature_layer(self, name: str | None = None) -> FeatureLayer:
         """The layer called `name`, or the one a class activation map should look at.
@@ -171,4 +194,6 @@ class Classifier:
 
 
 def _differentiated(total: Tensor, wanted: Sequence[Tensor], *, keep_graph: bool) -> tuple[Tensor, ...]:
+    if not total.requires_grad:
+        raise ValueError("no gradient comes back from the scores; take torch.no_grad and detach out of the model")
     return torch.autograd.grad(total, list(wanted), retain_graph=keep_graph, allow_unused=True, materialize_grads=True)

@@ -18,7 +18,7 @@ from xai_cli.cli.report import say
 from xai_cli.methods import METHODS
 from xai_cli.options import Option, Options
 from xai_cli.outputs.manifest import row_line
-from xai_cli.sentences import printable, reason
+from xai_cli.sentences import printable
 
 if TYPE_CHECKING:
     from xai_cli.classifiers.classifier import Classifier
@@ -36,8 +36,11 @@ class LayersOptions(Options):
 
     panel: ClassVar[str] = "List"
 
-    operators: Annotated[bool, Option("List the operators instead, and what propagation methods make of each: "
-                                      "plain (needs no rule), the kinds of its rule, refused.")] = False  # fmt: skip
+    operators: Annotated[
+        bool,
+        Option("List the operators instead, and what propagation methods make of each: plain (needs no rule), step (it "
+               "jumps), its kinds of rules, or refused."),
+    ] = False  # fmt: skip
     json: Annotated[bool, Option("Print one JSON object per line.")] = False
 
 
@@ -126,14 +129,14 @@ def _grid_told(grid: FeatureLayer | None) -> str:
 
 def _operators(classifier: Classifier) -> Listing:
     from xai_cli.operators.composites import default_composite
-    from xai_cli.operators.plan import PLAIN, REFUSED
+    from xai_cli.operators.plan import PLAIN, REFUSED, STEP
 
     try:
         plan = classifier.plan
-    except Exception as error:  # noqa: BLE001  # a model may fail in its own way where its operators are watched
-        _fail(f"the operators of {classifier.name} cannot be listed: {type(error).__name__}: {reason(error)}", FAILED)
-    kinds = Counter(step.treatment if step.treatment in (PLAIN, REFUSED) else "ruled" for step in plan.steps)
-    counts = ", ".join(f"{kinds[kind]} {kind}" for kind in (PLAIN, "ruled", REFUSED))
+    except ValueError as error:
+        _fail(error, FAILED)
+    kinds = Counter(step.treatment if step.treatment in (PLAIN, STEP, REFUSED) else "ruled" for step in plan.steps)
+    counts = ", ".join(f"{kinds[kind]} {kind}" for kind in (PLAIN, STEP, "ruled", REFUSED))
     composite = f"{'with --allow-unruled, ' if plan.refused else ''}lrp takes the composite {default_composite(plan)}"
     cells: list[tuple[str, ...]] = [
         (step.layer or "(model)", step.operator, step.treatment.replace(REFUSED, "REFUSED"), str(step.calls))

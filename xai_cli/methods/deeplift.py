@@ -68,10 +68,12 @@ class DeepLift(Method):
 
     def attribute(self, evidence: Evidence) -> Attribution:
         starts, broken = self._baselines(evidence)
+        told: str = self.rule
         count = starts.shape[1]
         means: dict[str, Tensor] = {}
         for rows, places, real in evidence.chunks(count):
-            for name, values in self._part(evidence, rows, starts[rows, places]).items():
+            values_of, told = self._part(evidence, rows, starts[rows, places])
+            for name, values in values_of.items():
                 mean = means.setdefault(name, values.new_zeros(len(evidence.inputs), *values.shape[1:]))
                 mean.index_add_(0, rows[:real], values[:real] / count)
         relevance, change = means.pop("relevance"), means.pop("change")
@@ -79,10 +81,10 @@ class DeepLift(Method):
         # A picture that is its own baseline has nothing to explain: 0 / 0 is a gap of 0.
         means["completeness_gap"] = missing / change.abs().clamp_min(1e-30)
         notes = check_operators(evidence.classifier, allow_unruled=self.allow_unruled)
-        return Attribution(relevance, signed=True, checks=means, rule=self.rule, notes=notes + broken)
+        return Attribution(relevance, signed=True, checks=means, rule=told, notes=notes + broken)
 
-    def _part(self, evidence: Evidence, rows: Tensor, start: Tensor) -> dict[str, Tensor]:
-        """Relevance `(n, h, w)`, the score's change `(n,)` and checks of the pictures `rows (n,)`, from `start`."""
+    def _part(self, evidence: Evidence, rows: Tensor, start: Tensor) -> tuple[dict[str, Tensor], str]:
+        """Relevance `(n, h, w)`, the score's change `(n,)` and checks of the pictures `rows (n,)`; the rule applied."""
         from xai_cli.operators.deeplift import DeepLift, Reference
 
         classifier, reference = evidence.classifier, Reference(inputs_of_weights=self.rule == "reveal-cancel")
@@ -94,11 +96,9 @@ class DeepLift(Method):
         (multipliers,) = classifier.gradient(scores, [inputs])
         relevance = (multipliers * (inputs - start)).sum(dim=1)
         change = scores - evidence.scores(before, rows)
-        return {
-            "relevance": relevance.detach(),
-            "change": change.detach(),
-            **forward_gap(evidence, logits, rows),
-        }
+        told = f"reveal-cancel at {rules.revealed} of {rules.functions} functions" if rules.revealed else self.rule
+        measured = {"relevance": relevance.detach(), "change": change.detach(), **forward_gap(evidence, logits, rows)}
+        return measured, told
 
     def _baselines(self, evidence: Evidence) -> tuple[Tensor, tuple[str, ...]]:
         """The baselines of each picture, `(B, S, C, h, w)`, and notes."""

@@ -42,5 +42,9 @@ def gated_gradient(evidence: Evidence, gates: Gates, *, allow_unruled: bool) -> 
     notes = check_operators(classifier, allow_unruled=allow_unruled)
     if not gates.met:
         notes += ("the model has no rectifier, so this is the plain gradient, as saliency shows it",)
+    if classifier.plan.layers("step"):
+        notes += (
+            "the model compares numbers of the picture; a rectifier made of comparisons keeps its plain gradient",
+        )
     rule = gates.told or "plain gradient"
     return Attribution(torch.cat(maps).float(), signed=False, checks=joined, rule=rule, notes=notes)

@@ -4,8 +4,9 @@
 
 with g the gradient of the score everywhere else. Rectifiers other than ReLU get the generalised gate
 g_x = max(g_y, 0) * max(f'(x), 0), which is not of the paper: `rule` names it. A rectifier is what the net calls,
-however it is written: a module, a function, in place, `clamp(min=0)`. The map is sharp because the gate favours edges
-of the picture; it depends on the class much less than the gradient does (Adebayo et al. 2018, arXiv:1810.03292).
+as a module, a function, a method, in place, or as `clamp(min=0)`; one made of products and comparisons is none. The map
+is sharp because the gate favours edges of the picture; it depends on the class much less than the gradient does
+(Adebayo et al. 2018, arXiv:1810.03292).
 
 Springenberg, Dosovitskiy, Brox, Riedmiller: Striving for Simplicity: The All Convolutional Net, 2014 (arXiv:1412.6806).
 """

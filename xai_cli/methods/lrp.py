@@ -13,13 +13,12 @@ Bach et al.: On Pixel-Wise Explanations for Non-Linear Classifier Decisions by L
 
 from __future__ import annotations
 
-import fnmatch
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from xai_cli.methods.contract import Attribution, Evidence, Method, Needs
-from xai_cli.methods.propagation import check_operators, propagate
-from xai_cli.operators.composites import composite_of, default_composite, parse_rules
+from xai_cli.methods.propagation import check_operators, propagate, try_composite
+from xai_cli.operators.composites import Composite, composite_of, default_composite, matches, parse_rules
 from xai_cli.options import Option
 from xai_cli.sentences import unknown
 
@@ -37,7 +36,8 @@ class Lrp(Method):
     composite: Annotated[
         Literal["auto", "epsilon", "epsilon-plus", "epsilon-plus-flat", "epsilon-alpha2-beta1",
                 "epsilon-alpha2-beta1-flat", "epsilon-gamma-box", "excitation-backprop", "attnlrp", "cp-lrp"],
-        Option("Which layer gets which rule; auto takes cp-lrp for nets with attention, else epsilon-plus-flat."),
+        Option("Which layer gets which rule; auto takes cp-lrp (gamma 0.25 for convolutions, 0.05 for linear layers, "
+               "attention held fast) for nets that attend or have mostly linear layers, else epsilon-plus-flat."),
     ] = "auto"  # fmt: skip
     rules: Annotated[
         list[str] | None,
@@ -61,14 +61,27 @@ class Lrp(Method):
 
     def needs(self, classifier: Classifier) -> Needs:
         check_operators(classifier, allow_unruled=self.allow_unruled)
-        layers = [name for name, _ in classifier.canonical.named_modules()]
-        for pattern in composite_of("epsilon", self.rules or [], self.epsilon).named:
-            if not fnmatch.filter(layers, pattern):
-                raise ValueError(f"--rules: {unknown('layer', pattern, layers[1:], hint='xai layers lists them')}")
+        if self.rules:
+            self._try_rules(classifier)
         return Needs()
 
+    def _try_rules(self, classifier: Classifier) -> None:
+        """Raises ValueError if a rule of the user's own is for no layer with weights, or for one it does not fit."""
+        plan = classifier.plan
+        layers = [*plan.layers("convolution"), *plan.layers("linear")]
+        for pattern in self._composite(classifier).named:
+            if not any(matches(pattern, layer) for layer in layers):
+                told = unknown("layer with weights", pattern, layers, hint="xai layers --operators lists them")
+                raise ValueError(f"--rules: {told}")
+        try_composite(classifier, self._composite(classifier), allow_unruled=self.allow_unruled)
+
+    def _name(self, classifier: Classifier) -> str:
+        return default_composite(classifier.plan) if self.composite == "auto" else self.composite
+
+    def _composite(self, classifier: Classifier) -> Composite:
+        return composite_of(self._name(classifier), self.rules or [], self.epsilon)
+
     def attribute(self, evidence: Evidence) -> Attribution:
-        name = default_composite(evidence.classifier.plan) if self.composite == "auto" else self.composite
-        composite = composite_of(name, self.rules or [], self.epsilon)
-        told = ", ".join([name, *(self.rules or [])])
+        composite = self._composite(evidence.classifier)
+        told = ", ".join([self._name(evidence.classifier), *(self.rules or [])])
         return propagate(evidence, composite, rule=told, start=self.start, allow_unruled=self.allow_unruled)

@@ -8,7 +8,8 @@ origin, and the expansion is exact. `nearest`: x~ is the root found from the pic
 the score is negative), with the gradient taken there; it lies close, and R shows what a small change had to touch.
 
 Measured for every picture: `completeness_gap` = |sum R - (f(x) - f(x~))| / |f(x) - f(x~)|, what higher orders hold, and
-`root_gap` = |f(x~)| / |f(x)|, zero where x~ is a root: the origin is none in nets with biases.
+|f(x~)| / |f(x)|, as `root_gap` of a root that was searched for, zero if it is one, and as `score_at_origin` of the
+origin, which is no root in nets with biases.
 
 Bach et al.: On Pixel-Wise Explanations for Non-Linear Classifier Decisions by Layer-Wise Relevance Propagation, 2015
 (10.1371/journal.pone.0130140); Montavon et al.: Explaining nonlinear classification decisions with deep Taylor
@@ -17,6 +18,7 @@ decomposition, 2017 (arXiv:1512.02479).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
@@ -35,6 +37,8 @@ class SimpleTaylor(Method):
 
     name: ClassVar[str] = "simple-taylor"
     family: ClassVar[str] = "propagation"
+    # What higher orders hold is no fault of the map, it is what the method leaves out.
+    bounds: ClassVar[Mapping[str, float]] = {"completeness_gap": float("inf")}
 
     root: Annotated[
         Literal["origin", "nearest"],
@@ -52,7 +56,9 @@ class SimpleTaylor(Method):
         relevance = (away * gradient).sum(dim=1)
         change = scores - left
         missing = relevance.sum(dim=(1, 2)) - change
-        checks = {"completeness_gap": _share(missing, change), "root_gap": _share(left, scores)}
+        # The origin is what was asked for, whatever its score; a root that was searched for should be one.
+        at_root = "score_at_origin" if self.root == "origin" else "root_gap"
+        checks = {"completeness_gap": _share(missing, change), at_root: _share(left, scores)}
         return Attribution(relevance, signed=True, checks=checks)
 
 

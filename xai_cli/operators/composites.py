@@ -49,7 +49,7 @@ class Composite:
     def rule(self, kind: Literal["convolution", "linear"], layer: str, *, first: bool) -> Rule:
         """The rule of one layer."""
         for pattern, rule in reversed(self.named.items()):
-            if fnmatchcase(layer, pattern):
+            if matches(pattern, layer):
                 return rule
         if first and self.first is not None:
             return self.first
@@ -71,9 +71,14 @@ COMPOSITES: dict[str, Composite] = {
 }
 
 
+def matches(pattern: str, layer: str) -> bool:
+    """Whether a pattern names a layer, or something that it is part of."""
+    return fnmatchcase(layer, pattern) or fnmatchcase(layer, f"{pattern}.*")
+
+
 def default_composite(plan: Plan) -> str:
     """The composite for a model: made for attention if it attends or is mostly linear layers, else for convolutions."""
-    mostly_linear = plan.calls("linear") > plan.calls("convolution")
+    mostly_linear = len(plan.layers("linear")) > len(plan.layers("convolution"))
     return "cp-lrp" if plan.attends or mostly_linear else "epsilon-plus-flat"
 
 

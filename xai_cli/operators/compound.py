@@ -14,9 +14,12 @@ from xai_cli.operators.elementary import add, bilinear, linear, masked_fill, mat
 from xai_cli.operators.rules import NoRuleError, Rules, depends
 
 
-def softmax(rules: Rules, x: Tensor, dim: int, *rest: Any, dtype: torch.dtype | None = None, **_: Any) -> Tensor:
-    # `torch.softmax` takes the type by place, `F.softmax` behind a number.
+def softmax(
+    rules: Rules, x: Tensor, dim: int | None = None, *rest: Any, dtype: torch.dtype | None = None, **_: Any
+) -> Tensor:
     """Softmax, however its axis and type are given."""
+    dim = _softmax_axis(x) if dim is None else dim
+    # `torch.softmax` takes the type by place, `F.softmax` behind a number.
     dtype = next((each for each in rest if isinstance(each, torch.dtype)), dtype)
     return rules.softmax(x if dtype is None else x.to(dtype), dim)
 
@@ -25,10 +28,14 @@ def log_softmax(
     rules: Rules, x: Tensor, dim: int | None = None, *rest: Any, dtype: torch.dtype | None = None, **_: Any
 ) -> Tensor:
     """The logarithm of the softmax, however its axis and type are given."""
-    if dim is None:
-        raise NoRuleError("log_softmax without an axis")
+    dim = _softmax_axis(x) if dim is None else dim
     dtype = next((each for each in rest if isinstance(each, torch.dtype)), dtype)
     return rules.log_softmax(x if dtype is None else x.to(dtype), dim)
+
+
+def _softmax_axis(x: Tensor) -> int:
+    """The axis that old code leaves to torch."""
+    return 0 if x.ndim in (0, 1, 3) else 1
 
 
 def logsumexp(rules: Rules, x: Tensor, dim: Any, keepdim: bool = False) -> Tensor:

@@ -4,7 +4,7 @@
 
 A first pass on the reference (the baseline picture) keeps the operands of each operator, in order; the pass on the
 picture meets the same operators and takes their gradient for the multiplier m. The gradient of the score is then the
-multiplier of the pixels, and sum m (x - x0) = f(x) - f(x0), exactly, whatever the net is made of:
+multiplier of the pixels, and sum m (x - x0) = f(x) - f(x0), exactly, unless the net jumps (comparisons, rounding):
 
     functions of one number   the slope of the secant (Rescale), or one slope for all that raised the weighted sum
                               before it and one for all that lowered it (RevealCancel)
@@ -84,12 +84,15 @@ class Reference(Rules):
 class DeepLift(Rules):
     """The multipliers of each operator between the pass that `reference` has seen and this one.
 
+    `functions` of one number were met, of which `revealed` came straight after weights, as RevealCancel wants them.
+
     Raises RuntimeError if the two passes call different operators.
     """
 
     def __init__(self, reference: Reference) -> None:
         self._tape = reference.tape  # emptied on the way
         self._reveal_cancel = reference.inputs_of_weights
+        self.functions = self.revealed = 0
 
     def weighted(self, call: Weighted) -> Tensor:
         """Linear: its gradient is its multiplier."""
@@ -102,7 +105,9 @@ class DeepLift(Rules):
     def pointwise(self, name: str, apply: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """By RevealCancel what stands directly behind weights, by Rescale the rest."""
         (start,) = self._start(name, x)
+        self.functions += 1
         if hasattr(x, "_weighted"):
+            self.revealed += 1
             return _reveal_cancel(name, apply, x, start, *x._weighted)
         return _rescale(name, apply, x, start)
 

@@ -130,7 +130,9 @@ def join(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     def joined(rules: Rules, tensors: Sequence[Tensor], *rest: Any, **settings: Any) -> Tensor:
         parts = [part if depends(part) or not part.is_floating_point() else rules.constant(part) for part in tensors]
-        return function(parts, *rest, **settings)
+        out = function(parts, *rest, **settings)
+        rules.joined(lambda tensors: function(tensors, *rest, **settings), tensors, out)
+        return out
 
     return joined
 
@@ -197,6 +199,8 @@ def pointwise(name: str, function: Callable[..., Tensor]) -> Callable[..., Tenso
     """A function of each number alone, called `name`."""
 
     def pointwise(rules: Rules, x: Tensor, *rest: Any, inplace: bool = False, **settings: Any) -> Tensor:
+        if not depends(x) or any(map(depends, (*rest, *settings.values()))):
+            raise NoRuleError(f"{name} with a bound that depends on the picture")
         return rules.pointwise(name, lambda x: function(x, *rest, **settings), x)
 
     return pointwise
@@ -220,7 +224,7 @@ def glu(rules: Rules, x: Tensor, dim: int = -1) -> Tensor:
 def power(rules: Rules, x: Any, exponent: Any) -> Tensor:
     """A power of the picture, or with the picture in the exponent."""
     if not depends(exponent):
-        inverse = not isinstance(exponent, Tensor) and exponent < 0
+        inverse = bool((torch.as_tensor(exponent) < 0).any())
         return rules.pointwise("reciprocal" if inverse else "pow", lambda x: x**exponent, x)
     if depends(x):
         raise NoRuleError("pow of two operands that depend on the picture")
@@ -254,6 +258,16 @@ def selection(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
     def selection(rules: Rules, x: Tensor, *rest: Any, **settings: Any) -> Any:
         return rules.selection(name, lambda x: function(x, *rest, **settings), x)
+
+    return selection
+
+
+def selection_with_places(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """A choice among several numbers, called `name`, and the places of those chosen."""
+
+    def selection(rules: Rules, x: Tensor, *rest: Any, **settings: Any) -> tuple[Tensor, Tensor]:
+        values = rules.selection(name, lambda x: function(x, *rest, **settings)[0], x)
+        return values, function(x.detach(), *rest, **settings)[1]
 
     return selection
 

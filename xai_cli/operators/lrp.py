@@ -28,20 +28,27 @@ from xai_cli.operators.weighted_rules import RULES, Pixels, Surroundings
 _HOMOGENEOUS = {"relu", "leaky_relu", "prelu", "rrelu", "abs"}
 # Their results switch or scale a signal, and carry none themselves.
 _GATES = {"sigmoid", "hardsigmoid"}
-_SCALES = {"rsqrt", "reciprocal", "log", "log1p", "log2", "log10"}
+_SCALES = {"rsqrt", "reciprocal", "log", "log2", "log10"}
+# They keep order, so that the bounds of pixels stay their bounds.
+_CUTS = {"clamp", "clamp_min", "clamp_max", "hardtanh"}
 
 
 class Lrp(Rules):
-    """Relevance by `composite`; what does not reach the pixels is noted in `account`."""
+    """Relevance by `composite`; what does not reach the pixels is noted in `account`.
+
+    `met_pixels` tells whether some layer with weights saw nothing but pixels.
+    """
 
     def __init__(self, module: nn.Module, composite: Composite, account: Account) -> None:
         self.composite, self.account = composite, account
         self._names = {layer: name for name, layer in module.named_modules()}
+        self.met_pixels = False
 
     def weighted(self, call: Weighted) -> Tensor:
         pixels = getattr(call.x, "_pixels", None)
         # Finding out who calls takes a while, and is for composites that ask.
         layer = calling_layer(self._names) if self.composite.named else ""
+        self.met_pixels |= pixels is not None
         rule = self.composite.rule(call.kind, layer, first=pixels is not None)
         around = Surroundings(self.account, pixels, self.composite.epsilon)
         return RULES[rule.name](call, around, *rule.parameters)
@@ -53,6 +60,8 @@ class Lrp(Rules):
             return _gate(apply(x.detach()))
         y, slope = secant(apply, x.detach(), torch.zeros_like(x))
         y = _Linearised.apply(self.account, y, slope, x)
+        if name in _CUTS:
+            self.rescaled(apply, x, y)
         return _gate(y) if name in _GATES else y
 
     def product(self, apply: Callable[[Tensor, Tensor], Tensor], left: Tensor, right: Tensor) -> Tensor:
@@ -97,6 +106,13 @@ class Lrp(Rules):
             for part, *of_part in zip(parts, *map(_parts, ends), strict=True):
                 part._pixels = Pixels(*of_part)
 
+    def joined(self, apply: Callable[[Sequence[Tensor]], Tensor], parts: Sequence[Tensor], out: Tensor) -> None:
+        pixels: list[Pixels | None] = [getattr(part, "_pixels", None) for part in parts]
+        # A part that is no picture would make the first layer more than that.
+        if all(own is not None or not part.requires_grad for own, part in zip(pixels, parts, strict=True)):
+            ends = [own or Pixels(torch.zeros_like(part), part, part) for own, part in zip(pixels, parts, strict=True)]
+            out._pixels = Pixels(*(apply([getattr(end, name) for end in ends]) for name in ("share", "low", "high")))  # type: ignore[attr-defined]
+
     def rescaled(self, apply: Callable[[Tensor], Tensor], x: Tensor, out: Tensor) -> None:
         pixels: Pixels | None = getattr(x, "_pixels", None)
         if pixels is not None and out.shape == x.shape:
@@ -114,7 +130,7 @@ def with_pixels(inputs: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tens
     """
     share = torch.ones_like(inputs, requires_grad=True)
     scaled = inputs * share
-    scaled._seen = True  # type: ignore[attr-defined]  # it is of our making
+    scaled._seen = scaled.grad_fn  # type: ignore[attr-defined]  # it is of our making
     scaled._pixels = Pixels(share, low.to(inputs).expand_as(inputs), high.to(inputs).expand_as(inputs))  # type: ignore[attr-defined]
     return share, scaled
 

@@ -49,7 +49,7 @@ class OperatorMode(TorchFunctionMode):
         name, in_place = operator_name(function), is_in_place(function, kwargs)
         out = self._treated(name, function, args, kwargs, in_place)
         for tensor in _tensors(out):
-            tensor._seen = True  # type: ignore[attr-defined]  # a note of ours on the tensor
+            tensor._seen = tensor.grad_fn  # type: ignore[attr-defined]  # a note of ours on the tensor
         if in_place and isinstance(args[0], Tensor):
             self._renamed[id(args[0])] = args[0], out
         return out
@@ -90,8 +90,8 @@ class OperatorMode(TorchFunctionMode):
     def _check_origin(self, tensors: list[Tensor]) -> None:
         """A tensor that no call was seen to make comes from an autograd function or from compiled code."""
         for tensor in tensors:
-            if tensor.grad_fn is not None and not hasattr(tensor, "_seen"):
-                tensor._seen = True  # type: ignore[attr-defined]
+            if tensor.grad_fn is not getattr(tensor, "_seen", None):
+                tensor._seen = tensor.grad_fn  # type: ignore[attr-defined]
                 self._refuse(type(tensor.grad_fn).__name__.removesuffix("Backward"))
 
     def _current(self, value: Any) -> Any:
@@ -102,8 +102,13 @@ class OperatorMode(TorchFunctionMode):
             while id(value) in self._renamed:
                 value = self._renamed[id(value)][1]
             return value
-        if isinstance(value, dict):
+        if type(value) is dict:
             return {key: self._current(each) for key, each in value.items()}
+        if isinstance(value, dict):  # with a type of its own it may be no plain mapping
+            for key, each in value.items():
+                if self._current(each) is not each:
+                    value[key] = self._current(each)
+            return value
         if type(value) in (tuple, list):
             return type(value)(map(self._current, value))
         return value

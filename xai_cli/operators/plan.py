@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -13,11 +13,15 @@ from torch import Tensor, nn
 
 from xai_cli.operators.mode import OperatorMode, calling_layer, unruled
 from xai_cli.operators.rules import Rules, Weighted, depends
-from xai_cli.operators.table import CONSTANT
+from xai_cli.operators.table import CONSTANT, STEPS
 
 # Treatments beside the kinds of rules: autograd is right as it is, or nobody knows.
 PLAIN, REFUSED = "plain", "refused"
-KINDS = frozenset(name for name in vars(Rules) if not name.startswith("_") and name not in ("passed", "rescaled"))
+# It jumps with the picture, and is taken for constant in between.
+STEP = "step"
+KINDS = frozenset(
+    name for name in vars(Rules) if not name.startswith("_") and name not in ("passed", "rescaled", "joined")
+)
 _COPIES = 3
 _MATRIX_PRODUCTS = {
     "matmul", "bmm", "baddbmm", "einsum", "scaled_dot_product_attention", "multi_head_attention_forward",
@@ -31,7 +35,8 @@ class Step:
     Attributes:
         layer: the name of the innermost module that calls; empty for the model itself.
         operator: its name, the same for all spellings.
-        treatment: `plain` (needs no rule), `refused`, or the kinds of rules that it is said in, joined by commas.
+        treatment: `plain` (needs no rule), `step` (jumps with the picture), `refused`, or the kinds of rules that it is
+            said in, joined by commas.
     """
 
     layer: str
@@ -67,6 +72,10 @@ class Plan:
         """How often a kind of rule is asked for."""
         return sum(step.calls * step.treatment.split(", ").count(kind) for step in self.steps)
 
+    def layers(self, kind: str) -> tuple[str, ...]:
+        """The names of the layers that ask for a kind of rule, each once."""
+        return tuple(dict.fromkeys(step.layer for step in self.steps if kind in step.treatment.split(", ")))
+
     def functions(self) -> frozenset[str]:
         """The names of all operators that the model calls."""
         return frozenset(step.operator for step in self.steps)
@@ -74,9 +83,16 @@ class Plan:
 
 def plan_of(module: nn.Module, example: Tensor) -> Plan:
     """What `module` calls when it sees `example` `(1, C, h, w)`, each with its treatment."""
+    try:
+        return _survey(module, example.repeat(_COPIES, 1, 1, 1))
+    except Exception:  # noqa: BLE001  # some models take one picture only
+        return replace(_survey(module, example), batch_first=False)
+
+
+def _survey(module: nn.Module, inputs: Tensor) -> Plan:
     survey = _Survey()
     with torch.enable_grad(), _SurveyMode(module, survey) as mode:
-        mode.finished(module(example.repeat(_COPIES, 1, 1, 1).requires_grad_()))
+        mode.finished(module(inputs.detach().requires_grad_()))
     steps = (Step(layer, operator, kinds, calls) for (layer, operator, kinds), calls in mode.met.items())
     return Plan(tuple(steps), survey.batch_first)
 
@@ -121,8 +137,9 @@ class _SurveyMode(OperatorMode):
         self._survey.kinds.clear()
         self._refused = False
         out = super()._treated(name, *call)
-        if name not in CONSTANT and not self._refused:
-            self.met[calling_layer(self._names), name, ", ".join(self._survey.kinds) or PLAIN] += 1
+        if (name not in CONSTANT or name in STEPS) and not self._refused:
+            treatment = STEP if name in STEPS else ", ".join(self._survey.kinds) or PLAIN
+            self.met[calling_layer(self._names), name, treatment] += 1
         return out
 
     def _refuse(self, operator: str) -> None:

@@ -6,7 +6,7 @@ rule: then everything linear and structural (permute, cat, pad, mean, `+`) needs
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -88,6 +88,9 @@ class Rules:
 
     def passed(self, apply: Callable[..., Any], x: Tensor, out: Any) -> None:
         """Told after an operator that needs no rule took `x` to `out = apply(x)`."""
+
+    def joined(self, apply: Callable[[Sequence[Tensor]], Tensor], parts: Sequence[Tensor], out: Tensor) -> None:
+        """Told after `cat` or `stack` made `out = apply(parts)`."""
 
     def rescaled(self, apply: Callable[[Tensor], Tensor], x: Tensor, out: Tensor) -> None:
         """Told after each number of `x` was multiplied with a constant, or a constant added: `out = apply(x)`."""

@@ -59,11 +59,16 @@ from xai_cli.operators.elementary import (
     rectifier,
     rsub,
     selection,
+    selection_with_places,
     setitem,
     sub,
     where,
 )
 
+# Of the operators below whose result does not move with the picture, these jump with it.
+STEPS = frozenset(
+    "eq ne lt le gt ge sign sgn heaviside floor ceil round trunc floordiv floor_divide logical_xor".split()  # noqa: SIM905
+)
 LINEAR = frozenset(
     """
     T mT H mH real data clone contiguous to type type_as float double half bfloat16 cpu cuda detach
@@ -149,6 +154,8 @@ RULED: dict[str, Callable[..., Any]] = {
     "min": extreme("min", minimum),
     **{name: selection(name, getattr(torch, name)) for name in ("amax", "amin")},
     **{f"{kind}{axes}d": selection("max_pool", getattr(F, f"{kind}{axes}d"))
+       for kind in ("max_pool", "adaptive_max_pool") for axes in (1, 2, 3)},
+    **{f"{kind}{axes}d_with_indices": selection_with_places("max_pool", getattr(F, f"{kind}{axes}d_with_indices"))
        for kind in ("max_pool", "adaptive_max_pool") for axes in (1, 2, 3)},
     "softmax": softmax,
     "log_softmax": log_softmax,
