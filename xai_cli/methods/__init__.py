@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Iterator
+from inspect import isabstract
 
 from xai_cli.methods.contract import Method
 from xai_cli.sentences import unknown
@@ -14,7 +15,8 @@ def _methods() -> Iterator[type[Method]]:
     for module_info in pkgutil.iter_modules(__path__):
         module = importlib.import_module(f"{__name__}.{module_info.name}")
         for member in vars(module).values():
-            if isinstance(member, type) and issubclass(member, Method) and member is not Method:
+            # What several methods share, and Method itself, are abstract.
+            if isinstance(member, type) and issubclass(member, Method) and not isabstract(member):
                 yield member
 
 

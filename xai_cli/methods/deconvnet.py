@@ -11,16 +11,14 @@ Zeiler, Fergus: Visualizing and Understanding Convolutional Networks, 2013 (arXi
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
-from xai_cli.methods.contract import Attribution, Evidence, Method, Needs
-from xai_cli.methods.gated import check_rectifiers, gated_gradient
-from xai_cli.methods.propagation import check_operators
-from xai_cli.options import Option
+from xai_cli.methods.gated import GatedMethod
 
 if TYPE_CHECKING:
     from xai_cli.classifiers.classifier import Classifier
+    from xai_cli.operators.guided import Gates
     from xai_cli.operators.plan import Plan
 
 # Kinds of operators whose gradient is the same whatever the picture.
@@ -28,34 +26,22 @@ _FIXED = {"plain", "linear", "convolution", "affine", "constant"}
 
 
 @dataclass(frozen=True)
-class Deconvnet(Method):
+class Deconvnet(GatedMethod):
     """Score projected back, only positive gradients through rectifiers, largest over the channels (Zeiler 2013)."""
 
     name: ClassVar[str] = "deconvnet"
-    family: ClassVar[str] = "propagation"
 
-    allow_plain_gradient: Annotated[
-        bool, Option("Go on with a net that has no rectifier: its map is the plain gradient.")
-    ] = False
-    allow_unruled: Annotated[bool, Option("Take the plain gradient of operators that have no rule.")] = False
+    def gates(self) -> Gates:
+        from xai_cli.operators.guided import Deconvnet as Projection
 
-    def needs(self, classifier: Classifier) -> Needs:
-        from xai_cli.operators.guided import Deconvnet as Gates
+        return Projection()
 
-        check_operators(classifier, allow_unruled=self.allow_unruled)
-        if not self.allow_plain_gradient:
-            check_rectifiers(classifier, Gates(), self.name, allow_unruled=self.allow_unruled)
-        return Needs()
-
-    def attribute(self, evidence: Evidence) -> Attribution:
-        from xai_cli.operators.guided import Deconvnet as Gates
-
-        gates = Gates()
-        attribution = gated_gradient(evidence, gates, allow_unruled=self.allow_unruled)
-        if _sees_the_picture(evidence.classifier.plan, gates.met):
-            return attribution
-        note = "nothing in this model shows the picture to deconvnet: all pictures of one target have the same map"
-        return replace(attribution, notes=(*attribution.notes, note))
+    def notes(self, classifier: Classifier, gates: Gates) -> tuple[str, ...]:
+        """As for all gates, and whether the pictures of a target can differ at all."""
+        notes = super().notes(classifier, gates)
+        if _sees_the_picture(classifier.plan, gates.met):
+            return notes
+        return (*notes, "nothing in this model shows the picture to deconvnet: all pictures of one target have one map")
 
 
 def _sees_the_picture(plan: Plan, rectifiers: set[str]) -> bool:

@@ -14,38 +14,21 @@ Springenberg, Dosovitskiy, Brox, Riedmiller: Striving for Simplicity: The All Co
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from xai_cli.methods.contract import Attribution, Evidence, Method, Needs
-from xai_cli.methods.gated import check_rectifiers, gated_gradient
-from xai_cli.methods.propagation import check_operators
-from xai_cli.options import Option
+from xai_cli.methods.gated import GatedMethod
 
 if TYPE_CHECKING:
-    from xai_cli.classifiers.classifier import Classifier
+    from xai_cli.operators.guided import Gates
 
 
 @dataclass(frozen=True)
-class GuidedBackprop(Method):
+class GuidedBackprop(GatedMethod):
     """Gradient through positive signals with positive gradients only, largest over the channels (Springenberg 2014)."""
 
     name: ClassVar[str] = "guided-backprop"
-    family: ClassVar[str] = "propagation"
 
-    allow_plain_gradient: Annotated[
-        bool, Option("Go on with a net that has no rectifier: its map is the plain gradient.")
-    ] = False
-    allow_unruled: Annotated[bool, Option("Take the plain gradient of operators that have no rule.")] = False
-
-    def needs(self, classifier: Classifier) -> Needs:
+    def gates(self) -> Gates:
         from xai_cli.operators.guided import Guided
 
-        check_operators(classifier, allow_unruled=self.allow_unruled)
-        if not self.allow_plain_gradient:
-            check_rectifiers(classifier, Guided(), self.name, allow_unruled=self.allow_unruled)
-        return Needs()
-
-    def attribute(self, evidence: Evidence) -> Attribution:
-        from xai_cli.operators.guided import Guided
-
-        return gated_gradient(evidence, Guided(), allow_unruled=self.allow_unruled)
+        return Guided()

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
+from xai_cli.operators.rules import tensors_in
+
 _PRODUCERS = (torch.conv1d, torch.conv2d, torch.conv3d, F.linear)
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 # Reading these says nothing of a tensor's values; reading `.data` or `.mT` hands them on.
@@ -108,7 +110,7 @@ class _Watch(TorchFunctionMode):
         output = function(*args, **kwargs)
         if _is_fact(function):
             return output
-        for tensor in _tensors((args, kwargs)):
+        for tensor in tensors_in((args, kwargs)):
             self.uses[id(tensor)] += 1
             self.alive.append(tensor)
         if isinstance(output, Tensor):
@@ -129,16 +131,6 @@ def _is_fact(function: Callable[..., Any]) -> bool:
 
 def _argument(args: tuple[Any, ...], kwargs: dict[str, Any], place: int, name: str) -> Any:
     return args[place] if len(args) > place else kwargs.get(name)
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, dict):
-        value = value.values()
-    elif not isinstance(value, tuple | list):
-        return []
-    return [tensor for item in value for tensor in _tensors(item)]
 
 
 @torch.no_grad()

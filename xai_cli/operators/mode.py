@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from xai_cli.operators.names import is_in_place, operator_name, usual_call
-from xai_cli.operators.rules import NoRuleError, Rules
+from xai_cli.operators.rules import NoRuleError, Rules, tensors_in
 from xai_cli.operators.table import CONSTANT, LINEAR, RULED
 
 
@@ -41,14 +41,14 @@ class OperatorMode(TorchFunctionMode):
         self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         args, kwargs = self._current(args), self._current(kwargs or {})
-        dependent = [tensor for tensor in _tensors((args, kwargs)) if tensor.requires_grad]
+        dependent = [tensor for tensor in tensors_in((args, kwargs)) if tensor.requires_grad]
         if not dependent or not torch.is_grad_enabled():
             return function(*args, **kwargs)
         self._check_origin(dependent)
         args, kwargs = usual_call(args, kwargs)
         name, in_place = operator_name(function), is_in_place(function, kwargs)
         out = self._treated(name, function, args, kwargs, in_place)
-        for tensor in _tensors(out):
+        for tensor in tensors_in(out):
             tensor._seen = tensor.grad_fn  # type: ignore[attr-defined]  # a note of ours on the tensor
         if in_place and isinstance(args[0], Tensor):
             self._renamed[id(args[0])] = args[0], out
@@ -57,7 +57,7 @@ class OperatorMode(TorchFunctionMode):
     def finished(self, output: Any) -> Any:
         """What the module returned, in its newest state, and refused if no call was seen to make it."""
         output = self._current(output)
-        self._check_origin([tensor for tensor in _tensors(output) if tensor.requires_grad])
+        self._check_origin([tensor for tensor in tensors_in(output) if tensor.requires_grad])
         return output
 
     def _treated(
@@ -137,13 +137,3 @@ def calling_layer(names: Mapping[nn.Module, str]) -> str:
 
 def _on_copy(function: Callable[..., Any]) -> Callable[..., Any]:
     return lambda x, *rest, **settings: function(x.clone(), *rest, **settings)
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, dict):
-        value = value.values()
-    elif not isinstance(value, tuple | list):
-        return []
-    return [tensor for item in value for tensor in _tensors(item)]

@@ -22,6 +22,17 @@ def depends(value: Any) -> bool:
     return isinstance(value, Tensor) and value.requires_grad
 
 
+def tensors_in(value: Any) -> list[Tensor]:
+    """All tensors in nested tuples, lists and dicts."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, tuple | list):
+        return []
+    return [tensor for item in value for tensor in tensors_in(item)]
+
+
 @dataclass(frozen=True)
 class Weighted:
     """One call of a convolution, a linear layer or a product with a constant: `apply(x, weight, bias)`.
