@@ -75,7 +75,7 @@ class Classifier:
 
     def colour(self, name: str) -> Tensor:
         """The `(1, C, h, w)` input of one colour: black, white, or mean (zero after preprocessing)."""
-        level = {"black": 0.0, "white": 1.0}.get(name)  # else the colour that the model calls zero
+        level = {"black": 0.0, "white": 1.0}.get(name)
         value = torch.zeros_like(self._mean) if level is None else (level - self._mean) / self._std
         height, width = self.preprocessing.size
         return value[None].expand(1, -1, height, width)
@@ -111,9 +111,7 @@ class Classifier:
         faster = StridedInputGradient() if self.device.type == "cpu" else nullcontext()
         watched = OperatorMode(self.canonical, rules, allow_unruled=allow_unruled)
         # A checkpoint would run its part of the model again on the way back, where nobody watches.
-        checkpoints = disable_saved_tensors_hooks(
-            "rules cannot follow checkpoints; switch the model's checkpointing off"
-        )
+        checkpoints = disable_saved_tensors_hooks(_CHECKPOINTS)
         with faster, checkpoints, torch.enable_grad(), watched:
             output = watched.finished(self.canonical(inputs.to(self.canonical_dtype)))
         return self._checked(output, len(inputs))

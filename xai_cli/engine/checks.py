@@ -33,11 +33,11 @@ def is_degenerate(relevance: NDArray[np.float32]) -> bool:
 
 def warnings(method: str, checks: Mapping[str, float | None]) -> list[str]:
     """One sentence for each check that lies above its bound, or is no number: NaN, None in a manifest row."""
-    stricter = METHODS[method].bounds if method in METHODS else {}
+    own = METHODS[method].bounds if method in METHODS else {}
     measured = {name: math.nan if value is None else value for name, value in checks.items()}
     return [
         f"{name} {measured[name]:.3g}: {meaning}"
         for name, (bound, meaning) in BOUNDS.items()
         # Written so that NaN counts as broken.
-        if name in measured and not measured[name] <= stricter.get(name, bound)
+        if name in measured and not measured[name] <= own.get(name, bound)
     ]

@@ -141,7 +141,7 @@ class Method(Options, ABC):
     family: ClassVar[str]
     """The group of the help it stands in: gradient, cam, propagation, perturbation."""
     bounds: ClassVar[Mapping[str, float]] = {}
-    """Bounds of checks that are stricter for this method than for others."""
+    """Bounds of checks that are others for this method than for the rest."""
 
     @abstractmethod
     def needs(self, classifier: Classifier) -> Needs:

@@ -14,28 +14,22 @@ from xai_cli.operators.elementary import add, bilinear, linear, masked_fill, mat
 from xai_cli.operators.rules import NoRuleError, Rules, depends
 
 
-def softmax(
-    rules: Rules, x: Tensor, dim: int | None = None, *rest: Any, dtype: torch.dtype | None = None, **_: Any
-) -> Tensor:
-    """Softmax, however its axis and type are given."""
-    dim = _softmax_axis(x) if dim is None else dim
+def softmax(rules: Rules, x: Tensor, dim: int | None = None, *rest: Any, **settings: Any) -> Tensor:
+    return rules.softmax(*_typed(x, dim, *rest, **settings))
+
+
+def log_softmax(rules: Rules, x: Tensor, dim: int | None = None, *rest: Any, **settings: Any) -> Tensor:
+    return rules.log_softmax(*_typed(x, dim, *rest, **settings))
+
+
+def _typed(
+    x: Tensor, dim: int | None, *rest: Any, dtype: torch.dtype | None = None, _stacklevel: int = 3
+) -> tuple[Tensor, int]:
+    """What a softmax is taken of, and along which axis; old code leaves the axis to torch."""
+    dim = (0 if x.ndim in (0, 1, 3) else 1) if dim is None else dim
     # `torch.softmax` takes the type by place, `F.softmax` behind a number.
     dtype = next((each for each in rest if isinstance(each, torch.dtype)), dtype)
-    return rules.softmax(x if dtype is None else x.to(dtype), dim)
-
-
-def log_softmax(
-    rules: Rules, x: Tensor, dim: int | None = None, *rest: Any, dtype: torch.dtype | None = None, **_: Any
-) -> Tensor:
-    """The logarithm of the softmax, however its axis and type are given."""
-    dim = _softmax_axis(x) if dim is None else dim
-    dtype = next((each for each in rest if isinstance(each, torch.dtype)), dtype)
-    return rules.log_softmax(x if dtype is None else x.to(dtype), dim)
-
-
-def _softmax_axis(x: Tensor) -> int:
-    """The axis that old code leaves to torch."""
-    return 0 if x.ndim in (0, 1, 3) else 1
+    return x if dtype is None else x.to(dtype), dim
 
 
 def logsumexp(rules: Rules, x: Tensor, dim: Any, keepdim: bool = False) -> Tensor:

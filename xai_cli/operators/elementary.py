@@ -199,18 +199,10 @@ def pointwise(name: str, function: Callable[..., Tensor]) -> Callable[..., Tenso
     """A function of each number alone, called `name`."""
 
     def pointwise(rules: Rules, x: Tensor, *rest: Any, inplace: bool = False, **settings: Any) -> Tensor:
+        # A truth value by place says whether to work in place, or to train.
+        rest = tuple(each for each in rest if not isinstance(each, bool))
         if not depends(x) or any(map(depends, (*rest, *settings.values()))):
             raise NoRuleError(f"{name} with a bound that depends on the picture")
-        return rules.pointwise(name, lambda x: function(x, *rest, **settings), x)
-
-    return pointwise
-
-
-def rectifier(name: str, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """As `pointwise`, for functions of `torch.nn` that take `inplace`, by place or by name."""
-
-    def pointwise(rules: Rules, x: Tensor, *rest: Any, inplace: bool = False, **settings: Any) -> Tensor:
-        rest = tuple(each for each in rest if not isinstance(each, bool))
         return rules.pointwise(name, lambda x: function(x, *rest, **settings), x)
 
     return pointwise

@@ -56,7 +56,6 @@ from xai_cli.operators.elementary import (
     pointwise,
     power,
     rdiv,
-    rectifier,
     rsub,
     selection,
     selection_with_places,
@@ -106,20 +105,13 @@ _POINTWISE: dict[str, Callable[..., Tensor]] = {
         "clamp", "clamp_min", "clamp_max", "prelu",
     )},
     **{name: getattr(F, name) for name in (
-        "gelu", "softplus", "softsign", "logsigmoid", "hardshrink", "softshrink", "tanhshrink",
-    )},
-}  # fmt: skip
-_RECTIFIERS: dict[str, Callable[..., Tensor]] = {
-    name: getattr(F, name)
-    for name in (
         "relu", "relu6", "leaky_relu", "rrelu", "elu", "selu", "celu", "silu", "mish", "hardswish", "hardsigmoid",
-        "hardtanh", "threshold",
-    )
+        "hardtanh", "threshold", "gelu", "softplus", "softsign", "logsigmoid", "hardshrink", "softshrink", "tanhshrink",
+    )},
 }  # fmt: skip
 
 RULED: dict[str, Callable[..., Any]] = {
     **{name: pointwise(name, function) for name, function in _POINTWISE.items()},
-    **{name: rectifier(name, function) for name, function in _RECTIFIERS.items()},
     "pow": power,
     "rpow": lambda rules, exponent, x: power(rules, x, exponent),
     "linear": linear,
