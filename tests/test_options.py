@@ -63,7 +63,7 @@ WRONG_TYPES = [
     ("size", [1], r"--size expects 2 times a whole number, found \[1\]"),
     ("size", (1, 2.0), r"--size expects 2 times a whole number, found \(1, 2.0\)"),
     ("size", 7, "--size expects 2 times a whole number, found 7"),
-    ("names", "ab", "--names expects a list of a text, found 'ab'"),
+    ("names", True, "--names expects a list of a text, found True"),
     ("names", [True], r"--names expects a list of a text, found \[True\]"),
 ]
 
@@ -72,6 +72,10 @@ WRONG_TYPES = [
 def test_another_type_is_refused(name: str, value: Any, sentence: str) -> None:
     with pytest.raises(TypeError, match=f"^{sentence}$"):
         Every(**{name: value})
+
+
+def test_one_value_is_a_list_of_one() -> None:
+    assert Every(names="ab").names == ["ab"]  # type: ignore[arg-type]  # as YAML would give it
 
 
 OUT_OF_RANGE = [

@@ -119,6 +119,9 @@ def _fitted(kind: Any, value: Any) -> Any:
         if value in arguments:
             return value
     elif origin in (list, tuple):
+        # One value is a list of one; of a tuple every place must be filled.
+        if origin is list and isinstance(value, str | int | float | Path):
+            value = [value]
         kinds = arguments if origin is tuple else arguments * len(value)
         if isinstance(value, list | tuple) and len(value) == len(kinds):
             return origin(map(_fitted, kinds, value))

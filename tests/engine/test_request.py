@@ -31,7 +31,7 @@ SHAPING: dict[str, Any] = {
     "fold": False, "compile": True, "input_size": (8, 8), "resize": 9, "crop_mode": "squash", "interpolation": "box",
     "mean": (0.0, 0.0, 0.5), "std": (1.0, 1.0, 0.5), "checkpoint": Path("weights.pt"), "labels": Path("labels.txt"),
     "target": "top:2", "batch_size": 3, "render": "none", "percentile": 99.0, "picture_size": 64, "overview": 3,
-    "exif": False, "max_pixels": 5,
+    "exif": False, "max_pixels": 5, "inner_batch": 2, "seed": 1,
 }  # fmt: skip
 FREE: dict[str, Any] = {
     "out": Path("elsewhere"), "overwrite": True, "retry_errors": True, "workers": 7, "memory": 5, "strict": True,

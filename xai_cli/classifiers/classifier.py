@@ -18,7 +18,7 @@ from torch.autograd.graph import disable_saved_tensors_hooks
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from xai_cli.classifiers.feature_layer import find_feature_layer
-from xai_cli.classifiers.layers import FeatureLayer, at_least_float32, output_tensor
+from xai_cli.classifiers.layers import FeatureLayer, at_least_float32, output_tensor, replaced
 from xai_cli.images.decode import decode
 from xai_cli.images.geometry import Preprocessing
 from xai_cli.operators.folding import accelerated
@@ -93,6 +93,16 @@ class Classifier:
         with StridedInputGradient() if faster else nullcontext():
             output = self.module(inputs.to(self.dtype))
         return self._checked(output, len(inputs))
+
+    def logits_with(self, inputs: Tensor, layer: str, make: Callable[[Tensor], Tensor]) -> Tensor:
+        """Class scores `(N, K)` as if `layer` gave `make(output)`, of N rows, instead of its output for `inputs`.
+
+        N may be another number than that of the inputs if whatever the layer did not see has a row for each, or one
+        row for all: then the layers before are computed once for many variants of what comes after.
+        """
+        with replaced(self.module, layer, make):
+            output = self.module(inputs.to(self.dtype))
+        return at_least_float32(output_tensor(output))
 
     def gradient(self, scores: Tensor, wanted: Sequence[Tensor], *, keep_graph: bool = False) -> tuple[Tensor, ...]:
         """Gradients of every row's score with respect to the `wanted` tensors, zero where the score does not use

@@ -6,7 +6,7 @@ with prefix tokens (class, distillation, registers) before the patches.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -77,6 +77,21 @@ def captured(module: nn.Module, names: tuple[str, ...]) -> Iterator[dict[str, Te
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def replaced(module: nn.Module, name: str, make: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """While open, the layer called `name` gives `make(output)` instead of its output."""
+
+    def replace(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+        tensor = first_tensor(output)
+        return output if tensor is None else with_first_tensor(output, make(tensor))
+
+    handle = module.get_submodule(name).register_forward_hook(replace)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def read_grid(name: str, shape: tuple[int, ...], module: nn.Module, example: Tensor) -> FeatureLayer | None:

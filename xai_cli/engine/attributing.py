@@ -28,6 +28,7 @@ class NonFinite(ArithmeticError):  # noqa: N818  # its name is what the manifest
 class Attributor:
     """Explains pictures by `methods`, `batch_size` at a time, or fewer once the device's memory was not enough.
 
+    Methods that sample run `inner_batch` samples at a time (as many as pictures, if it is None), drawn from `seed`.
     With `proven` there were pictures that it could explain, in an earlier part of the run: then those that fail are to
     blame themselves, however many they are.
 
@@ -42,12 +43,15 @@ class Attributor:
         rule: TargetRule,
         batch_size: int,
         *,
+        inner_batch: int | None = None,
+        seed: int = 0,
         proven: bool = False,
     ) -> None:
         self._classifier, self._methods, self._rule = classifier, methods, rule
         self._needs = union(classifier, methods)
-        self._batch_size = self._rows = self._chunk = batch_size
-        self._proven = proven
+        self._batch_size = self._rows = batch_size
+        self._chunk = inner_batch or batch_size
+        self._seed, self._proven = seed, proven
 
     def attribute(self, pictures: Iterable[Loaded | Failed]) -> Generator[Outcome, None, None]:
         """The outcome of every picture, in order.
@@ -143,7 +147,8 @@ class Attributor:
         targets = [self._rule.choose(row, key, labels) for row, key in zip(scores, keys, strict=True)]
         maps: list[list[Map | Failed]] = [[] for _ in pictures]
         for rank, ranked in enumerate(zip(*targets, strict=True)):
-            evidence = passed.evidence(ranked, chunk=self._chunk, keys=keys, last=rank == len(targets[0]) - 1)
+            last = rank == len(targets[0]) - 1
+            evidence = passed.evidence(ranked, chunk=self._chunk, keys=keys, seed=self._seed, last=last)
             described = [self._described(*each) for each in zip(ranked, scores, probabilities, strict=True)]
             for method in self._methods:
                 for made, each in zip(maps, self._maps(method, evidence, pictures, described, rank), strict=True):

@@ -50,7 +50,9 @@ class Stations:
         rule = parse_target(run.target, classifier.labels)
         memory = Budget(run.memory * _MEGABYTE)
         reader = Reader(classifier.preprocessing, classifier.labels, rule, inputs, drawing.picture_size, memory)
-        attributor = Attributor(classifier, methods, rule, run.batch_size, proven=proven)
+        attributor = Attributor(
+            classifier, methods, rule, run.batch_size, inner_batch=run.inner_batch, seed=run.seed, proven=proven
+        )
         return cls(reader, attributor, Writer(run.out, drawing))
 
 

@@ -75,7 +75,12 @@ class RunOptions(Options):
                                 may_change=True)] = Path("explanations")  # fmt: skip
     overwrite: Annotated[bool, Option("Replace a run that is already in the folder.", may_change=True)] = False
     retry_errors: Annotated[bool, Option("Try pictures again that failed before.", may_change=True)] = False
-    batch_size: Annotated[int, Option("Pictures, or samples of pictures, per pass.", min=1)] = 8
+    batch_size: Annotated[int, Option("Pictures per pass.", min=1)] = 8
+    inner_batch: Annotated[
+        int | None, Option("Samples of pictures (steps, noise, masks) per pass; as --batch-size if not given.", min=1)
+    ] = None
+    seed: Annotated[int, Option("Where all that is random begins, together with each picture's name.", min=0,
+                                max=2**63 - 1)] = 0  # fmt: skip
     workers: Annotated[int, Option("Threads that read, and as many that draw and write.", min=1,
                                    may_change=True)] = 2  # fmt: skip
     memory: Annotated[int, Option("Megabytes for pictures that are being read or wait; one picture always may.",

@@ -29,11 +29,12 @@ class PlainPass:
     activations: dict[str, Tensor]
 
     def evidence(
-        self, targets: Sequence[Target], *, chunk: int, keys: Sequence[str] = (), last: bool = True
+        self, targets: Sequence[Target], *, chunk: int, keys: Sequence[str] = (), seed: int = 0, last: bool = True
     ) -> Evidence:
         """The evidence for one target per picture: the shared backward pass. After the `last` one the graph is gone.
 
-        There may be fewer targets than rows: the rows beyond are padding and left out. `keys` name the pictures.
+        There may be fewer targets than rows: the rows beyond are padding and left out. `keys` name the pictures, which
+        with `seed` gives what is random about them.
         """
         rows = len(targets)
         device = self.inputs.device
@@ -46,7 +47,7 @@ class PlainPass:
             targets=chosen,
             contrasts=torch.tensor(against, device=device) if against else None,
             logits=None if self.logits is None else self.logits[:rows].detach(),
-            seeds=tuple(map(seed_of, keys or [""] * rows)),
+            seeds=tuple(seed_of(key, seed) for key in keys or [""] * rows),
             chunk=chunk,
         )
         wanted = [self.inputs] * self.wants_input + list(self.activations.values())
@@ -85,10 +86,12 @@ def attribute(
     target: str | Sequence[Target] = "predicted",
     *,
     chunk: int = 8,
+    seed: int = 0,
 ) -> Attribution:
     """The maps of a batch `(B, C, h, w)` by one method, for one target per picture or for what `target` says of all.
 
-    `target` as text is predicted, a class by index or name, or A-vs-B. Raises LookupError for an unknown class or
+    `target` as text is predicted, a class by index or name, or A-vs-B. Methods that sample run `chunk` samples at once,
+    and draw them from `seed`, the same for every picture. Raises LookupError for an unknown class or
     layer, ValueError for a target that gives no or several classes per picture, or a method that does not fit the
     model.
     """
@@ -102,12 +105,12 @@ def attribute(
     needs = union(classifier, [method])
     if rule is None:
         passed = plain_pass(classifier, inputs, needs) if needs else PlainPass(classifier, inputs, None, False, {})
-        return method.attribute(passed.evidence(target, chunk=chunk))  # type: ignore[arg-type]  # it is no text
+        return method.attribute(passed.evidence(target, chunk=chunk, seed=seed))  # type: ignore[arg-type]  # it is no text
     passed = plain_pass(classifier, inputs, needs)
     assert passed.logits is not None
     logits = passed.logits.detach().cpu().numpy()
     targets = [rule.choose(row, "", classifier.labels)[0] for row in logits]
-    return method.attribute(passed.evidence(targets, chunk=chunk))
+    return method.attribute(passed.evidence(targets, chunk=chunk, seed=seed))
 
 
 def _check_targets(targets: Sequence[Target], pictures: int, classes: int) -> None:

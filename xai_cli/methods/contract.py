@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from xai_cli.options import Options
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Generator, Tensor
 
     from xai_cli.classifiers.classifier import Classifier
+
+_Made = TypeVar("_Made")
 
 
 @dataclass(frozen=True)
@@ -44,9 +46,10 @@ class Needs:
         return self.logits or self.input_gradient or bool(self.layers)
 
 
-def seed_of(key: str) -> int:
-    """The seed of a picture, 0 to 2^63 - 1, from its key alone."""
-    return int.from_bytes(blake2b(os.fsencode(key), digest_size=8).digest(), "little") >> 1
+def seed_of(key: str, seed: int = 0) -> int:
+    """The seed of a picture, 0 to 2^63 - 1, from its key and the seed of the run alone."""
+    salt = seed.to_bytes(8, "little")
+    return int.from_bytes(blake2b(os.fsencode(key), digest_size=8, salt=salt).digest(), "little") >> 1
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,7 @@ class Evidence:
     gradients: Mapping[str, Tensor] = field(default_factory=dict)
     seeds: tuple[int, ...] = ()
     chunk: int = 8
+    _shared: dict[Hashable, object] = field(default_factory=dict, repr=False)
 
     def scores(self, logits: Tensor, rows: Tensor | slice = slice(None)) -> Tensor:
         """The explained score `(N,)` of `logits` `(N, K)`, whose n-th row belongs to picture `rows[n]` of the batch."""
@@ -101,6 +105,20 @@ class Evidence:
         """The pictures in full chunks, for methods that need one pass of their own: `rows (n,)`, how many are real."""
         for rows, _, real in self.chunks(1):
             yield rows, real
+
+    def generator(self, row: int, sample: int = 0) -> Generator:
+        """Where the randomness of one sample of a picture begins, on the CPU: the same whatever is computed beside it,
+        and on whatever device.
+        """
+        import torch
+
+        return torch.Generator().manual_seed((self.seeds[row] + 0x9E3779B97F4A7C15 * sample) % 2**63)
+
+    def shared(self, key: Hashable, make: Callable[[], _Made]) -> _Made:
+        """What `make` gives, made once for all methods that ask for `key` on this batch and target."""
+        if key not in self._shared:
+            self._shared[key] = make()
+        return self._shared[key]  # type: ignore[return-value]  # a key always stands for the same thing
 
     def score_gradient(self, points: Tensor, rows: Tensor) -> Tensor:
         """Gradient `(N, C, h, w)` of each point's score with respect to that point; `points` `(N, C, h, w)`."""
@@ -142,6 +160,8 @@ class Method(Options, ABC):
     """The group of the help it stands in: gradient, cam, propagation, perturbation."""
     bounds: ClassVar[Mapping[str, float]] = {}
     """Bounds of checks that are others for this method than for the rest."""
+    class_specific: ClassVar[bool] = True
+    """False if the map is the same whatever class is explained."""
 
     @abstractmethod
     def needs(self, classifier: Classifier) -> Needs:

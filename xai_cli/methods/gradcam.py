@@ -13,36 +13,20 @@ Selvaraju et al.: Grad-CAM: Visual Explanations from Deep Networks via Gradient-
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from xai_cli.methods.contract import Attribution, Evidence, Method, Needs
-from xai_cli.options import Option
+from xai_cli.methods.activation_map import ActivationMap
 
 if TYPE_CHECKING:
-    from xai_cli.classifiers.classifier import Classifier
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
-class GradCam(Method):
+class GradCam(ActivationMap):
     """Feature maps of a late layer weighted by their mean gradient (Selvaraju 2017)."""
 
     name: ClassVar[str] = "gradcam"
-    family: ClassVar[str] = "cam"
 
-    layer: Annotated[str | None, Option("Name of the layer to look at; found automatically if not given.")] = None
-    relu: Annotated[bool, Option("Keep only evidence for the target; without it the map is signed.")] = True
-
-    def needs(self, classifier: Classifier) -> Needs:
-        return Needs(layers=(classifier.feature_layer(self.layer).name,))
-
-    def attribute(self, evidence: Evidence) -> Attribution:
-        from torch.nn.functional import interpolate
-
-        layer = evidence.classifier.feature_layer(self.layer)
-        activation = layer.grid(evidence.activations[layer.name])
-        gradient = layer.grid(evidence.gradients[layer.name])
+    def cam(self, activation: Tensor, gradient: Tensor) -> Tensor:
         weights = gradient.mean(dim=(2, 3), keepdim=True)
-        cam = (weights * activation).sum(dim=1, keepdim=True)
-        cam = cam.relu() if self.relu else cam
-        relevance = interpolate(cam, evidence.inputs.shape[-2:], mode="bilinear", align_corners=False)
-        return Attribution(relevance.squeeze(1), signed=not self.relu, layer=layer.name)
+        return (weights * activation).sum(dim=1)
