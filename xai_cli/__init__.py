@@ -4,7 +4,7 @@ from xai_cli import attribute, find_method, load_classifier
 
 classifier = load_classifier("builtin/scenes-cnn")
 inputs = classifier.read(["sample_images/boat_1.jpg"])
-attribution = attribute(classifier, inputs, find_method("ig")(steps=50))
+attribution = attribute(classifier, inputs, find_method("ig")())
 attribution.relevance, attribution.checks["completeness_gap"]
 """
 

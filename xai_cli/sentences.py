@@ -7,13 +7,19 @@ import unicodedata
 from collections.abc import Iterable
 
 
-def unknown(kind: str, name: str, known: Iterable[str], *, hint: str = "") -> str:
-    """One sentence for an unknown `name`: the nearest of the `known` names, or `hint` on how to list them."""
+def unknown(kind: str, name: str, known: Iterable[str], *, hint: str = "", always: bool = False) -> str:
+    """One sentence for an unknown `name`: the nearest of the `known` names, or `hint` on how to list them.
+
+    With `always` the three nearest, however far they are.
+    """
     known = list(known)
     # The word itself often stands inside the right name ("resnet" in "resnet50"), which edit distance ranks low.
     lowered = {candidate.lower(): candidate for candidate in reversed(known)}
     near = [lowered[match] for match in difflib.get_close_matches(name.lower(), lowered, n=3, cutoff=0.6)]
     near = near or [candidate for candidate in known if name and name.lower() in candidate.lower()][:3]
+    if always:
+        nearest = difflib.get_close_matches(name.lower(), lowered, n=3 + len(near), cutoff=0)
+        near = list(dict.fromkeys([*near, *(lowered[match] for match in nearest)]))[:3]
     sentence = f"no {kind} is named {name!r}"
     if near:
         sentence += f"; did you mean {' or '.join(map(repr, near))}?"

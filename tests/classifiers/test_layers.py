@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+import timm
 import torch
 import torchvision
 from nets import classifier_of, conv_net, random_input, seeded
@@ -73,12 +74,59 @@ def test_never_takes_a_layer_behind_the_last_attention():
     assert (late[:, 1:] == 0).all()
 
 
-def test_does_not_read_tokens_that_are_in_another_order_than_the_picture():
-    classifier = load_classifier("timm/hiera_tiny_224", pretrained=False)
-    with pytest.raises(LookupError, match="no late layer of this model keeps its positions as the picture has them"):
-        classifier.feature_layer()
-    with pytest.raises(ValueError, match=r"layer 'blocks.10.norm1' has no grid of positions"):
-        classifier.feature_layer("blocks.10.norm1")
+def test_reads_tokens_in_the_order_that_the_net_keeps_them_in():
+    tokens = torch.arange(1 + 6)[None, :, None]
+    layer = FeatureLayer("x", "tokens", height=2, width=3, prefix=1, order=(0, 2, 4, 1, 3, 5))
+    assert layer.grid(tokens)[0, 0].tolist() == [[1, 3, 5], [2, 4, 6]]
+
+
+def test_every_stage_of_hiera_is_read_as_its_own_reroll_does():
+    module = seeded(lambda: timm.create_model("hiera_tiny_224", img_size=64, embed_dim=16))
+    nn.init.normal_(module.head.fc.weight)  # timm leaves it at zero, and nothing would reach the scores
+    classifier = load_classifier(module, input_size=(64, 64))
+    stages = {"blocks.0": 16, "blocks.2": 8, "blocks.9": 4, "blocks.11": 2}
+    with captured(module, tuple(stages)) as outputs:
+        module(classifier.example())
+    assert classifier.feature_layer() == classifier.feature_layer("blocks.11")
+    for name, side in stages.items():
+        layer, output = classifier.feature_layer(name), outputs[name].detach()
+        expected = module.reroll(output, int(name[len("blocks.") :])).permute(0, 3, 1, 2)
+        assert expected.shape[2:] == (side, side)
+        assert torch.equal(layer.grid(output), expected)
+    assert classifier.feature_layer("patch_embed").order is None
+
+
+class Tokens(nn.Module):
+    """Patches of a picture of 8 x 8 and a class token, in an order that is given, and a head on their mean."""
+
+    def __init__(self, order, channels=5):
+        super().__init__()
+        self.order = order
+        self.embed, self.token = nn.Conv2d(3, channels, 2, 2), nn.Parameter(torch.ones(1, 1, channels))
+        self.norm, self.mix, self.head = nn.LayerNorm(channels), nn.Linear(16, 16), nn.Linear(channels, 3)
+
+    def forward(self, x):
+        patches = self.embed(x).flatten(2).transpose(1, 2)
+        tokens = self.norm(torch.cat([self.token.expand(len(x), -1, -1), patches], 1)[:, self.order])
+        return self.head(tokens[:, 1:] + self.mix(tokens[:, 1:].transpose(1, 2)).transpose(1, 2)).mean(1)
+
+
+def test_a_class_token_behind_the_patches_is_no_part_of_the_grid():
+    classifier = classifier_of(seeded(lambda: Tokens([*range(1, 17), 0])))
+    tokens = torch.arange(17)[None, :, None]
+    assert classifier.feature_layer("norm").grid(tokens).flatten().tolist() == list(range(16))
+    assert classifier_of(seeded(lambda: Tokens(list(range(17))))).feature_layer("norm").order is None
+
+
+def test_patches_that_lie_column_by_column_are_no_grid():
+    columns = torch.arange(1, 17).view(4, 4).T.flatten().tolist()
+    with pytest.raises(ValueError, match="layer 'norm' has no grid of positions"):
+        classifier_of(seeded(lambda: Tokens([0, *columns]))).feature_layer("norm")
+
+
+def test_channels_of_all_tokens_are_no_grid_of_tokens():
+    with pytest.raises(ValueError, match=r"layer 'mix' has no grid of positions, its output is \(1, 64, 16\)"):
+        classifier_of(seeded(lambda: Tokens(list(range(17)), channels=64))).feature_layer("mix")
 
 
 def test_says_so_when_no_layer_keeps_positions():

@@ -46,7 +46,7 @@ def test_names_are_those_that_the_libraries_list() -> None:
         ("xai expl", ["explain"]),
         ("xai explain --mo", ["--model"]),
         ("xai explain -m ", list(METHODS)),
-        ("xai explain --method grad", ["gradcam"]),
+        ("xai explain --method grad", ["gradcam", "gradcam++", "gradient-rollout", "gradient-x-input"]),
         ("xai explain --model b", ["builtin/scenes-cnn", "builtin/scenes-vit"]),
         ("xai ig --model torchvision/resnet1", [f"torchvision/resnet1{end}" for end in ("01", "52", "8")]),
         ("xai explain --model timm/resnet3", [f"timm/resnet3{end}" for end in ("2ts", "3ts", "4", "4d")]),

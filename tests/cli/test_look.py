@@ -10,6 +10,7 @@ from helpers import Answer, run_xai
 from typer.testing import CliRunner
 
 from xai_cli.cli.main import app
+from xai_cli.methods import METHODS
 
 SMALL = '''
 import torch
@@ -147,7 +148,7 @@ def test_a_method_that_is_asked_for_and_refused_fails_and_its_operator_is_named(
 def test_without_a_method_all_are_tried_and_a_refusal_of_their_own_is_no_failure(
     small: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("xai_cli.cli.look.METHODS", ("gradcam", "lrp", "saliency"))
+    monkeypatch.setattr("xai_cli.cli.look.METHODS", {name: METHODS[name] for name in ("gradcam", "lrp", "saliency")})
     answer = run_xai("check", f"{small}odd", "--json")
     assert [row["status"] for row in rows(answer)] == ["supported", "refused", "supported"]
     assert answer.code == 0

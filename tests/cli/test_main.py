@@ -67,7 +67,7 @@ def test_models_are_listed_as_model_takes_them() -> None:
     ("arguments", "sentence"),
     [
         (["explian"], "No such command 'explian'. Did you mean 'explain'?"),
-        (["gradcm"], "No such command 'gradcm'. Did you mean 'gradcam'?"),
+        (["deeplfit"], "No such command 'deeplfit'. Did you mean 'deeplift'?"),
         (["models", "keras"], "'keras' is not one of 'builtin', 'timm', 'torchvision'"),
         (["ig", "--stepss", "3"], "No such option: --stepss"),
     ],

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from helpers import run_xai
 
-from xai_cli.cli.report import Report, ShellOptions, say
+from xai_cli.cli.report import Report, ShellOptions, say, say_undrawn
 from xai_cli.engine.ledger import State
 from xai_cli.outputs.manifest import Row, read_records
 
@@ -35,10 +35,16 @@ class Stream(io.StringIO):
         self.flushed += 1
 
 
-def ok(key: str = "cat.png", method: str = "ig", *, gap: float = 0.0, batch: int = 8, drawn: bool = True) -> Row:
+def ok(
+    key: str = "cat.png", method: str = "ig", *, gap: float = 0.0, batch: int = 8, samples: int = 8, drawn: bool = True
+) -> Row:
     files = {"npy": f"{method}/{key}.npy"} | ({"png": f"{method}/{key}.png"} if drawn else {})
     row = {"key": key, "method": method, "status": "ok", "files": files, "checks": {"completeness_gap": gap}}
-    return {**row, "warnings": ["transparent parts were laid on white"], "batch": {"pictures": batch, "samples": 8}}
+    return {
+        **row,
+        "warnings": ["transparent parts were laid on white"],
+        "batch": {"pictures": batch, "samples": samples},
+    }
 
 
 def failed(key: str = "dog.png", method: str | None = None) -> Row:
@@ -78,6 +84,16 @@ def test_as_json_every_row_is_a_line(strict: bool) -> None:
     printed = shown(*records, json=True, strict=strict, terminal=True)
     assert printed.isascii()
     assert [json.loads(line) for line in printed.splitlines()] == [row for record in records for row in record]
+
+
+def test_what_is_drawn_later_is_shown_then() -> None:
+    records = [[ok(), ok(method="lrp", drawn=False), failed(method="gradcam")], [ok("b.png")]]
+    for options in ({}, {"json": True}):
+        shower, stream = report(**options)
+        assert shower.show_drawn(iter(records)) == 2
+        lines = stream.getvalue().splitlines()
+        paths = [f"out/{json.loads(line)['files']['png']}" for line in lines] if options else lines
+        assert paths == ["out/ig/cat.png.png", "out/ig/b.png.png"]
 
 
 def test_paths_may_end_with_nul_and_come_at_once_then_too() -> None:
@@ -161,7 +177,24 @@ def test_smaller_batches_are_told_once_each(capsys: pytest.CaptureFixture[str]) 
     shown(*([ok(batch=batch)] for batch in (8, 8, 4, 4, 4, 1, 1)), [failed()])
     assert capsys.readouterr().err.splitlines()[:-1] == [
         "xai: out of memory: going on with 4 pictures at a time",
-        "xai: out of memory: going on with 1 pictures at a time",
+        "xai: out of memory: going on with 1 picture at a time",
+    ]
+
+
+def test_fewer_samples_than_at_the_beginning_are_told_too(capsys: pytest.CaptureFixture[str]) -> None:
+    shown(*([ok(samples=samples), ok(method="lrp", samples=samples)] for samples in (6, 6, 3, 3, 1)))
+    assert capsys.readouterr().err.splitlines() == [
+        "xai: out of memory: going on with 3 samples at a time",
+        "xai: out of memory: going on with 1 sample at a time",
+    ]
+
+
+def test_maps_that_could_not_be_drawn_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    for maps in range(3):
+        say_undrawn(maps)
+    assert capsys.readouterr().err.splitlines() == [
+        "xai: 1 map could not be drawn; the warnings in the manifest say why",
+        "xai: 2 maps could not be drawn; the warnings in the manifest say why",
     ]
 
 
@@ -219,6 +252,9 @@ def test_away_from_a_terminal_a_line_says_every_ten_seconds_how_it_goes(
         "xai: 3 pictures, 0.3 per second",
         "xai: 5 pictures, 0.249 per second",
     ]
+    clock = iter([0, 15])
+    shown([ok()])
+    assert capsys.readouterr().err == "xai: 1 picture, 0.0667 per second\n"
     clock = iter(range(0, 90, 11))
     shown(*([ok()] for _ in range(5)), quiet=True)
     assert capsys.readouterr().err == ""

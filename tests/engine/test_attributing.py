@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,6 +24,8 @@ from xai_cli.images.sources import ImageRef, find_images
 from xai_cli.methods.contract import Attribution, Evidence, Method, Needs
 from xai_cli.methods.ig import IntegratedGradients
 from xai_cli.methods.saliency import Saliency
+from xai_cli.methods.smoothgrad import SmoothGrad
+from xai_cli.outputs.manifest import Row
 from xai_cli.targets import parse_target
 
 CUDA = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 1 GiB")
@@ -393,35 +396,76 @@ class Noise(Own):
         return Attribution(evidence.input_gradient.sum(1) + torch.stack(drawn), signed=True)
 
 
-def written(out: Path) -> dict[str, bytes]:
-    return {path.relative_to(out).as_posix(): path.read_bytes() for path in sorted(out.rglob("noise/**/*.npy"))}
+def written(out: Path, method: str) -> dict[str, bytes]:
+    folder = out / method
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*.npy"))}
 
 
-def test_noise_depends_on_the_picture_and_not_on_its_place_in_a_run(tmp_path: Path) -> None:
-    photos = tmp_path / "photos"
-    photos.mkdir()
+@pytest.fixture
+def photos(tmp_path: Path) -> list[ImageRef]:
+    """Eight small files, of which the last two hold the same pixels."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
     noise = np.random.default_rng(0)
     for number in range(7):
-        Image.fromarray(noise.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(photos / f"{number}.png")
-    (photos / "7.png").write_bytes((photos / "6.png").read_bytes())
+        Image.fromarray(noise.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+    (folder / "7.png").write_bytes((folder / "6.png").read_bytes())
+    return list(find_images([str(folder)]))
+
+
+@pytest.mark.parametrize("method", [Noise(), SmoothGrad(samples=4)], ids=lambda method: method.name)
+def test_noise_depends_on_the_picture_and_not_on_its_place_in_a_run(
+    method: Method, photos: list[ImageRef], tmp_path: Path
+) -> None:
     classifier = classifier_of(conv_net(), dtype=torch.float32)
 
-    def run(name: str, images: Iterator[ImageRef] | list[ImageRef], shard: str | None = None) -> dict[str, bytes]:
+    def run(name: str, images: list[ImageRef], shard: str | None = None) -> dict[str, bytes]:
         out = tmp_path / name
         drawing, inputs = DrawingOptions(render="none", overview=0), InputOptions(shard=shard)
         options = RunOptions(out=out, batch_size=3)
-        explained(inputs.select(images), classifier, [Noise()], options, drawing, inputs)
-        return written(out)
+        explained(inputs.select(images), classifier, [method], options, drawing, inputs)
+        return written(out, method.name)
 
-    images = list(find_images([str(photos)]))
-    whole = run("whole", images)
+    whole = run("whole", photos)
     assert len(whole) == len(set(whole.values())) == 8  # equal pixels under two names are two pictures
-    assert run("backwards", images[::-1]) == whole
+    assert run("backwards", photos[::-1]) == whole
     for number in (0, 4, 7):
-        assert run(f"alone{number}", [images[number]]).items() <= whole.items()
-    shards = [run(f"shard{number}", images, f"{number}/2") for number in (1, 2)]
+        assert run(f"alone{number}", [photos[number]]).items() <= whole.items()
+    shards = [run(f"shard{number}", photos, f"{number}/2") for number in (1, 2)]
     assert all(shards)
     assert shards[0] | shards[1] == whole
-    assert len(run("resumed", images[2:5])) == 3
-    Path(tmp_path, "resumed/noise/3.png.npy").unlink()
-    assert run("resumed", images) == whole
+    assert len(run("resumed", photos[2:5])) == 3
+    Path(tmp_path, f"resumed/{method.name}/3.png.npy").unlink()
+    assert run("resumed", photos) == whole
+
+
+def smoothed(photos: list[ImageRef], out: Path, **options: int) -> tuple[list[Row], dict[str, bytes]]:
+    """The rows and the maps of a run of smoothgrad, which come of the passes of its samples alone."""
+    classifier = classifier_of(conv_net(), dtype=torch.float32)
+    methods, run = [SmoothGrad(samples=5)], RunOptions(out=out, target="1", **options)
+    rows = explained(photos, classifier, methods, run, DrawingOptions(render="none", overview=0))
+    return rows, written(out, "smoothgrad")
+
+
+def test_another_seed_is_another_noise_and_the_same_seed_the_same(photos: list[ImageRef], tmp_path: Path) -> None:
+    maps = {name: smoothed(photos, tmp_path / name, seed=int(name[0]))[1] for name in ("0", "1", "1 again")}
+    assert maps["1"] == maps["1 again"]
+    assert not set(maps["0"].values()) & set(maps["1"].values())
+
+
+def test_the_bytes_are_those_of_the_inner_batch_whatever_the_batch(photos: list[ImageRef], tmp_path: Path) -> None:
+    rows, maps = {}, {}
+    for batch, inner in ((8, 2), (4, 2), (1, 2), (8, 8)):
+        rows[batch, inner], maps[batch, inner] = smoothed(
+            photos, tmp_path / f"{batch}-{inner}", batch_size=batch, inner_batch=inner
+        )
+        assert [row["batch"] for row in rows[batch, inner]] == [{"pictures": batch, "samples": inner}] * 8
+    assert len(maps[8, 2]) == 8
+    assert maps[8, 2] == maps[4, 2] == maps[1, 2]
+    # Another shape takes other paths through the convolutions, and leads to the same but for rounding.
+    for name, row in maps[8, 8].items():
+        np.testing.assert_allclose(array(row), array(maps[8, 2][name]), rtol=1e-3, atol=1e-6)
+
+
+def array(raw: bytes) -> np.ndarray:
+    return np.load(BytesIO(raw))

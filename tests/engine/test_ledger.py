@@ -166,6 +166,8 @@ def test_a_map_that_a_reader_took_away_was_made_all_the_same() -> None:
         {"checks": []},
         {"checks": {"degenerate": "no"}},
         {"bytes": {}},
+        {"scale": 3},
+        {"scale": {"own": "much"}},
     ],
 )
 def test_a_record_that_was_edited_by_hand_says_nothing(harm: dict[str, object]) -> None:

@@ -48,15 +48,17 @@ Sheet = list[tuple[str, list[bool]]]
 def sheet(monkeypatch: pytest.MonkeyPatch, out: str = "out", **drawing: Any) -> Sheet:
     """The captions on a run's contact sheet, and which of the cells beside them are filled."""
     given: list[Any] = []
+    titles: list[str] = []
 
     def contact_sheet(rows: list[Any], columns: list[str]) -> Image.Image:
-        assert columns == ["photo", "saliency", "gradcam"]
+        titles[:] = columns
         given.extend(rows)
         return Image.new("RGB", (1, 1))
 
     monkeypatch.setattr(overview, "contact_sheet", contact_sheet)
     records = list(latest_records([Path(out, "manifest.jsonl")]))
     write_overview(Path(out), records, ["saliency", "gradcam"], InputOptions(), DrawingOptions(**drawing))
+    assert [title.split()[0] for title in titles] == (["photo", "saliency", "gradcam"] if given else [])
     return [(caption.split("\n")[0], [cell is not None for cell in cells]) for caption, cells in given]
 
 
@@ -91,12 +93,14 @@ def test_a_map_that_failed_leaves_its_cell_empty(monkeypatch: pytest.MonkeyPatch
     assert sheet(monkeypatch) == list(zip(("a.png", "c.png", "d.png", "e.png"), cells, strict=True))
 
 
-@pytest.mark.parametrize("harm", ["photo gone", "photo broken", "map gone", "map broken"])
+@pytest.mark.parametrize("harm", ["photo gone", "photo broken", "photo replaced", "map gone", "map broken"])
 def test_a_picture_that_is_no_longer_as_it_was_is_left_out(monkeypatch: pytest.MonkeyPatch, harm: str) -> None:
     run("out")
     path = Path("photos/c.png" if "photo" in harm else "out/saliency/c.png.npy")
     if "gone" in harm:
         path.unlink()
+    elif "replaced" in harm:
+        path.write_bytes(Path("photos/d.png").read_bytes())
     else:
         path.write_bytes(b"\0" * path.stat().st_size)
     assert [caption for caption, _ in sheet(monkeypatch)] == ["a.png", "d.png", "e.png"]
@@ -125,3 +129,24 @@ def test_the_maps_are_those_of_the_first_target(monkeypatch: pytest.MonkeyPatch)
     assert sheet(monkeypatch) == [("photos/a.png", [True, True, True])]
     for method, relevance in zip(METHODS, drawn, strict=True):
         np.testing.assert_array_equal(relevance, np.load(f"out/{method.name}/photos/a.png.npy"))
+
+
+def test_a_limit_that_all_maps_share_is_in_the_title_and_in_the_colours(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Any] = []
+
+    def contact_sheet(rows: list[Any], columns: list[str]) -> Image.Image:
+        given.append((columns, [np.asarray(cell) for _, cells in rows for cell in cells[1:]]))
+        return Image.new("RGB", (1, 1))
+
+    monkeypatch.setattr(overview, "contact_sheet", contact_sheet)
+    methods = [Saliency(), GradCam(layer="4", relu=False)]
+    for scale in ("image", "run", "fixed:1e6"):
+        run(scale, methods=methods, scale=scale)
+    (image, own), (shared, alike), (fixed, faint) = given
+    assert image == ["photo", "saliency", "gradcam"]
+    assert [title.split()[0] for title in shared] == image
+    assert [title.split()[1][0] == "±" for title in shared[1:]] == [False, True]
+    assert fixed == ["photo", "saliency 1e+06", "gradcam ±1e+06"]
+    # By run, the one map of each method that has the largest limit keeps its colours.
+    assert sum((one != other).any() for one, other in zip(own, alike, strict=True)) == len(own) - 2
+    assert all((one != other).any() for one, other in zip(own, faint, strict=True))

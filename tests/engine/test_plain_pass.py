@@ -7,6 +7,7 @@ from nets import classifier_of, conv_net, random_input
 
 from xai_cli import load_classifier
 from xai_cli.engine.plain_pass import attribute, plain_pass, union
+from xai_cli.methods import find_method
 from xai_cli.methods.contract import Needs
 from xai_cli.methods.gradcam import GradCam
 from xai_cli.methods.saliency import Saliency
@@ -31,9 +32,14 @@ def counted(classifier, monkeypatch):
     return counts
 
 
+GRADIENTS = ["saliency", "sensitivity", "gradient-x-input"]
+ACTIVATION_MAPS = ["cam", "gradcam", "gradcam++", "hirescam", "layercam", "xgradcam", "eigencam"]
+
+
 def test_all_methods_and_targets_share_one_forward_and_each_target_one_backward(monkeypatch):
     classifier, inputs = classifier_of(conv_net()), random_input()
-    methods = [Saliency(), GradCam(layer="4"), GradCam(layer="1")]
+    methods = [find_method(name)() for name in GRADIENTS]
+    methods += [find_method(name)(layer="4") for name in ACTIVATION_MAPS] + [GradCam(layer="1")]
     needs = union(classifier, methods)
     counts = counted(classifier, monkeypatch)
     passed = plain_pass(classifier, inputs, needs)
@@ -81,6 +87,23 @@ def test_chunks_hold_every_pair_once_and_are_all_of_one_size():
         pairs += zip(rows[:real].tolist(), samples[:real].tolist(), strict=True)
     assert pairs == [(row, sample) for row in range(3) for sample in range(5)]
     assert sizes == {4}
+
+
+def test_a_pass_is_no_larger_than_the_samples_of_a_full_batch():
+    passed = plain_pass(classifier_of(conv_net()), random_input(4), Needs(logits=True))
+    for pictures in (1, 4):  # the same shape, however many of the batch are there
+        evidence = passed.evidence([Target(0)] * pictures, chunk=1000)
+        assert [len(rows) for rows, _, _ in evidence.chunks(3)] == [12]
+        assert [len(rows) for rows, _, _ in evidence.chunks(2, most=5)] == [20]
+    assert [len(rows) for rows, _, _ in passed.evidence([Target(0)] * 4, chunk=5).chunks(3)] == [5, 5, 5]
+
+
+def test_all_methods_that_do_not_fit_a_model_are_named_at_once():
+    methods = [find_method(name)() for name in ("legrad", "saliency", "attention-rollout")]
+    unfit = r"legrad and attention-rollout: maps of attention .*; gradcam: no layer is named 'nowhere'"
+    with pytest.raises(ValueError, match=unfit) as error:
+        union(classifier_of(conv_net()), [*methods, GradCam(layer=["nowhere"])])
+    assert "saliency" not in str(error.value)
 
 
 def test_an_unknown_layer_leaves_no_hook_behind():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,15 +24,15 @@ from xai_cli.methods.saliency import Saliency
 from xai_cli.options import Options, declarations, flag
 
 PARTS: list[type[Options]] = [ModelOptions, RunOptions, DrawingOptions, InputOptions]
-METHODS = [IntegratedGradients(), Saliency()]
+METHODS = [IntegratedGradients(steps=50, baseline="mean"), Saliency()]
 
 # Another value of every option that shapes the maps or their pictures, and of every one that does not.
 SHAPING: dict[str, Any] = {
     "model": "timm/resnet18", "num_classes": 7, "pretrained": False, "device": "cuda", "dtype": "float16",
     "fold": False, "compile": True, "input_size": (8, 8), "resize": 9, "crop_mode": "squash", "interpolation": "box",
     "mean": (0.0, 0.0, 0.5), "std": (1.0, 1.0, 0.5), "checkpoint": Path("weights.pt"), "labels": Path("labels.txt"),
-    "target": "top:2", "batch_size": 3, "render": "none", "percentile": 99.0, "picture_size": 64, "overview": 3,
-    "exif": False, "max_pixels": 5, "inner_batch": 2, "seed": 1,
+    "target": "top:2", "batch_size": 3, "render": "none", "scale": "run", "percentile": 99.0, "picture_size": 64,
+    "overview": 3, "exif": False, "max_pixels": 5, "inner_batch": 2, "seed": 1,
 }  # fmt: skip
 FREE: dict[str, Any] = {
     "out": Path("elsewhere"), "overwrite": True, "retry_errors": True, "workers": 7, "memory": 5, "strict": True,
@@ -87,7 +88,8 @@ def test_an_option_that_shapes_no_map_may_be_another_one(name: str) -> None:
 
 def test_options_of_methods_are_told_with_the_method() -> None:
     now = request(methods=[IntegratedGradients(steps=3, baseline="blur"), Saliency()])
-    assert changes(request(), now) == ["--steps of ig was 50 and is 3", "--baseline of ig was mean and is blur"]
+    told = {"--steps of ig was 50 and is 3", "--baseline of ig was mean and is blur"}
+    assert {*changes(request(), now)} == told
 
 
 def test_other_methods_are_told_alone() -> None:
@@ -200,3 +202,11 @@ def test_another_content_of_what_a_method_compares_with_is_another_request():
         "content of --baseline-image of deeplift",
         "content of --baseline-folder of deeplift",
     ]
+
+
+def test_what_a_method_compares_with_must_be_a_file_or_a_folder(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")  # which would never end
+    for name in ("pipe.png", "missing.png"):
+        method = DeepLift(baseline="image", baseline_image=tmp_path / name)
+        with pytest.raises(FileNotFoundError, match=rf"--baseline-image of deeplift expects .* found none at .*{name}"):
+            request(methods=[method])

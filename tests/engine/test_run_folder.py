@@ -177,14 +177,15 @@ def test_another_request_is_refused_and_told_in_what_it_differs(changes: dict[st
 
 def test_options_of_a_method_and_the_content_of_a_file_are_part_of_the_request() -> None:
     Path("own.py").write_text("def make(): ...")
-    run(folder(methods=[IntegratedGradients()]), rows=lambda image: ok(image, "ig"))
+    methods = [IntegratedGradients(steps=50)]
+    run(folder(methods=methods), rows=lambda image: ok(image, "ig"))
     with (
         pytest.raises(Refused, match="in which --steps of ig was 50 and is 3;"),
         folder(methods=[IntegratedGradients(steps=3)]),
     ):
         pass
     Path("own.py").write_text("def make(): pass")
-    with pytest.raises(Refused, match="content of --model was"), folder(methods=[IntegratedGradients()]):
+    with pytest.raises(Refused, match="content of --model was"), folder(methods=methods):
         pass
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from xai_cli.engine.options import DrawingOptions
 from xai_cli.engine.verify import verify
 from xai_cli.outputs.files import array_bytes
 from xai_cli.outputs.manifest import ManifestWriter
@@ -192,6 +193,28 @@ def test_a_record_has_as_many_rows_as_were_asked_for(tmp_path: Path) -> None:
         ("/d.jpg", "rows in the manifest: expected 4, found 3"),
         ("/pictures/e.jpg", "rows in the manifest: expected 1, found 2"),
     ]
+
+
+def test_a_map_that_waits_for_the_limit_of_all_is_told(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    describe(out)
+    given = {"target": "predicted", **DrawingOptions(scale="run").as_row()}
+    (out / "run.json").write_text(json.dumps({"methods": {"gradcam": {}}, "options": given}))
+
+    def row(key: str, **more: Any) -> dict[str, Any]:
+        return {**ok(out, key), "warnings": [], "scale": {"own": 1.0, "limit": 1.0}, **more}
+
+    undrawn = row("b.jpg")
+    (out / undrawn["files"].pop("png")).unlink()
+    append(out, [row("a.jpg")], [undrawn], [row("c.jpg", scale={"own": 0.5, "limit": 0.5})], [row("d.jpg", scale=None)])
+    again = "give the same command again, or xai merge-manifests"
+    expected = [
+        ("gradcam/b.jpg.png", f"not drawn yet; {again}"), ("gradcam/c.jpg.png", f"drawn at an earlier limit; {again}")
+    ]  # fmt: skip
+    assert found(out) == expected
+    given["render"] = "none"
+    (out / "run.json").write_text(json.dumps({"methods": {"gradcam": {}}, "options": given}))
+    assert found(out) == []
 
 
 @pytest.mark.parametrize("torn", [b'{"schema":1,"key":"new.jpg","pa', b"\0\0\n", b'{"key":"caf\xe9"}\n', b"[1]\n"])

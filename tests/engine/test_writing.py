@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from xai_cli.engine import writing
-from xai_cli.engine.explain import committed
 from xai_cli.engine.options import DrawingOptions
 from xai_cli.engine.outcomes import Explained, Failed, Loaded, Map
-from xai_cli.engine.writing import Writer, Written
+from xai_cli.engine.writing import Writer, Written, committed
 from xai_cli.images.decode import Picture
 from xai_cli.images.geometry import Preprocessing
 from xai_cli.images.sources import ImageRef
@@ -69,6 +69,24 @@ def test_links_that_lead_in_a_circle_cost_the_maps_below_them(tmp_path: Path) ->
     assert written.fault is None
 
 
+@pytest.mark.parametrize(("scale", "limit", "strongest"), [("image", 61.11, 254), ("fixed:126", 126.0, 190)])
+def test_the_row_names_the_limit_at_which_the_picture_is_drawn(
+    tmp_path: Path, scale: str, limit: float, strongest: int
+) -> None:
+    row, _ = Writer(tmp_path, DrawingOptions(render="heatmap", scale=scale)).write(outcome()).rows
+    assert row["scale"]["limit"] == pytest.approx(limit)
+    assert row["scale"]["clipped"] == (0.03125 if scale == "image" else 0)  # 62 and 63 of 0 to 63
+    assert np.asarray(Image.open(tmp_path / row["files"]["png"])).max() == strongest
+
+
+def test_pictures_that_wait_for_their_scale_are_not_written_and_those_of_earlier_maps_removed(tmp_path: Path) -> None:
+    (tmp_path / "ig").mkdir()
+    (tmp_path / "ig/cat.jpg.png").touch()
+    written = Writer(tmp_path, DrawingOptions(scale="run")).write(outcome())
+    assert [row["files"] for row in written.rows] == [{"npy": "ig/cat.jpg.npy"}, {"npy": "lrp/cat.jpg.npy"}]
+    assert not list(tmp_path.rglob("*.png"))
+
+
 def refuse_maps_of_ig(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     whole = writing.write_atomically
 
@@ -99,19 +117,11 @@ def test_a_map_that_cannot_be_made_a_file_of_costs_itself(
     assert written.fault is None
 
 
-class Committing:
-    """A run's folder that keeps the records in memory."""
-
-    def commit(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        return rows
-
-
 def test_the_second_fault_of_the_disk_in_a_row_ends_the_run() -> None:
-    folder: Any = Committing()
     fault, row = OSError(errno.ENOSPC, "full"), [Failed(ImageRef("a", Path("a")), "write", "OSError", "").as_row()]
     good, bad = Written(row), Written(row, fault)
-    assert len(list(committed([bad, good, bad, good], folder))) == 4
-    given = committed([good, bad, bad, good], folder)
+    assert len(list(committed([bad, good, bad, good], list))) == 4
+    given = committed([good, bad, bad, good], list)
     assert [next(given) for _ in range(3)] == [row] * 3
     with pytest.raises(OSError, match="full"):
         next(given)

@@ -31,13 +31,16 @@ class Family:
     settings: Mapping[str, Any] = field(default_factory=dict)
     full_size: int | None = None
 
-    def classifier(self, *, full: bool = False, constants: bool = True) -> Classifier:
+    def classifier(self, *, full: bool = False, constants: bool = True, local: bool = False) -> Classifier:
         """The model as tests have it, or in `full` as timm has it, ready to be explained."""
         side = self.side(full=full)
-        return load_classifier(self.module(full=full, constants=constants), input_size=(side, side), device="cpu")
+        module = self.module(full=full, constants=constants, local=local)
+        return load_classifier(module, input_size=(side, side), device="cpu")
 
-    def module(self, *, full: bool = False, constants: bool = True) -> nn.Module:
-        """The same as timm makes it, with random weights; without `constants` nothing is added to what it sees."""
+    def module(self, *, full: bool = False, constants: bool = True, local: bool = False) -> nn.Module:
+        """The same as timm makes it, with random weights; without `constants` nothing is added to what it sees, and
+        what a `local` one sees stays in its place.
+        """
         side = self.side(full=full)
         few_classes = {"num_classes": 10} if not full or self.config.num_classes == 0 else {}
         sized = {"img_size": side} if self.config.fixed_input_size else {}
@@ -45,6 +48,8 @@ class Family:
             torch.manual_seed(0)
             module = timm.create_model(self.model, **few_classes, **sized, **({} if full else self.settings))
             enliven(module)
+            if local:
+                concentrate(module)
             # From no contrast to full: a baseline of one colour is then nothing that the net has never seen.
             calibrate(module, torch.randn(4, 3, side, side) * torch.linspace(0, 1, 4).reshape(4, 1, 1, 1))
         if not constants:
@@ -73,6 +78,21 @@ def enliven(module: nn.Module) -> None:
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
             layer.weight.normal_(std=layer.weight[0].numel() ** -0.5)
+
+
+@torch.no_grad()
+def concentrate(module: nn.Module) -> None:
+    """Gives kernels that overlap most of their weight in the middle, as training does: random ones smear whatever they
+    see over the whole of a small picture.
+    """
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d) and max(layer.kernel_size) > max(layer.stride):
+            rows, columns = (torch.arange(size) - (size - 1) / 2 for size in layer.kernel_size)
+            norm = layer.weight.norm()
+            layer.weight *= torch.exp(-2 * (rows[:, None] ** 2 + columns**2))
+            layer.weight *= norm / layer.weight.norm()
+        elif hasattr(layer, "local_init"):  # ConViT's attention, which begins as convolutions
+            layer.local_init()
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ import sys
 from typing import Any
 
 IMPORTED = ("pydantic", "timm.data", "xai_cli.cli.main", "xai_cli.classifiers.loading", "xai_cli.engine.explain",
-            "xai_cli.engine.overview", "xai_cli.engine.trial")  # fmt: skip
+            "xai_cli.engine.drawing", "xai_cli.engine.overview", "xai_cli.engine.trial")  # fmt: skip
 
 
 def serve(path: str) -> None:

@@ -9,7 +9,8 @@ import torch
 from nets import classifier_of, linear_net
 from PIL import Image
 
-from xai_cli.methods.baselines import made_baseline, read_folder, read_picture
+from xai_cli.methods.baselines import made_baseline, noise, read_folder, read_picture
+from xai_cli.methods.contract import Evidence
 
 
 @pytest.fixture
@@ -33,6 +34,16 @@ def test_a_blurred_picture_keeps_its_mean_and_loses_its_detail(classifier):
     inputs = torch.zeros(1, 3, 32, 32)
     inputs[:, :, ::2] = 1.0
     assert float((made_baseline("blur", inputs, classifier) - 0.5).abs().max()) < 0.02
+
+
+def test_noise_lies_between_black_and_white_and_is_drawn_for_each_picture_and_number(classifier):
+    evidence = Evidence(classifier, torch.zeros(2, 3, 8, 8), torch.zeros(2), None, seeds=(1, 2))
+    drawn = noise(evidence, torch.tensor([0, 0, 1, 0]), torch.tensor([0, 1, 0, 0]))
+    assert -2 <= drawn.min() < -1.95
+    assert 1.95 < drawn.max() <= 2
+    assert abs(drawn.mean()) < 0.1
+    assert torch.equal(drawn[0], drawn[3])
+    assert len({each.numpy().tobytes() for each in drawn}) == 3
 
 
 def test_a_picture_is_read_as_the_model_sees_it(tmp_path, classifier):
@@ -63,7 +74,7 @@ def test_of_a_folder_the_first_that_can_be_read_are_taken(tmp_path, classifier):
     pictures, notes = read_folder(tmp_path, 2, classifier)
     assert pictures[:, 0, 0, 0].tolist() == [-2, 2]
     assert len(notes) == 1
-    assert notes[0].startswith("b.png of --baseline-folder was left out: it is not a picture")
+    assert notes[0].startswith("left out of --baseline-folder: 1, the first is b.png: it is not a picture")
     assert len(read_folder(tmp_path, 10, classifier)[0]) == 3
 
 

@@ -95,11 +95,18 @@ def test_of_a_folder_is_the_mean_over_its_pictures(folder):
         for name in "abd"
     ]
     assert_close(whole.relevance, torch.stack([each.relevance for each in singles]).mean(0), rtol=1e-9, atol=1e-12)
-    assert [note.partition(":")[0] for note in whole.notes] == ["c.png of --baseline-folder was left out"]
+    assert [note.rpartition(":")[0] for note in whole.notes] == ["left out of --baseline-folder: 1, the first is c.png"]
     first = attribute(
         classifier, inputs, DeepLift(baseline="folder", baseline_folder=folder, baselines=1), TARGETS, chunk=2
     )
     assert_close(first.relevance, singles[0].relevance, rtol=1e-9, atol=1e-12)
+
+
+def test_may_be_compared_with_noise():
+    classifier, inputs = classifier_of(conv_net()), random_input()
+    maps = [attribute(classifier, inputs, DeepLift(baseline="noise", baselines=number), TARGETS) for number in (1, 3)]
+    assert all(each.checks["completeness_gap"].max() < 1e-9 for each in maps)
+    assert not torch.allclose(maps[0].relevance, maps[1].relevance)
 
 
 def test_compares_the_scores_under_the_rules_with_the_plain_ones_if_there_are_any():
@@ -121,19 +128,3 @@ def test_refuses_an_operator_without_rule_unless_it_is_allowed():
 class Unruled(nn.Module):
     def forward(self, x):
         return x.logcumsumexp(1)
-
-
-def test_options_that_contradict_each_other_are_told(tmp_path):
-    for kind in ("image", "folder"):
-        with pytest.raises(ValueError, match=f"^--baseline {kind} expects --baseline-{kind}, found none; add"):
-            DeepLift(baseline=kind)
-        with pytest.raises(
-            ValueError, match=f"^--baseline-{kind} expects --baseline {kind}, found --baseline zero; add"
-        ):
-            DeepLift(**{f"baseline_{kind}": tmp_path})
-
-
-def test_a_baseline_that_cannot_be_read_is_told_before_any_pass(folder):
-    method = DeepLift(baseline="image", baseline_image=folder / "c.png")
-    with pytest.raises(ValueError, match=r"--baseline-image expects a picture, found .*c.png"):
-        method.needs(classifier_of(conv_net()))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 import torch
 from captum.attr import Saliency as CaptumSaliency
 from helpers import assert_close
@@ -42,3 +43,19 @@ def test_equals_captum():
     ours = attribute(classifier_of(net), inputs, Saliency(), [Target(1), Target(2)]).relevance
     theirs = CaptumSaliency(net).attribute(inputs.requires_grad_(), torch.tensor([1, 2])).amax(dim=1)
     assert_close(ours, theirs, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("reduce", "expected"),
+    [
+        ("max", lambda g: torch.maximum(torch.maximum(g[0].abs(), g[1].abs()), g[2].abs())),
+        ("mean", lambda g: (g[0].abs() + g[1].abs() + g[2].abs()) / 3),
+        ("norm", lambda g: (g[0] ** 2 + g[1] ** 2 + g[2] ** 2).sqrt()),
+        ("sum", lambda g: g[0] + g[1] + g[2]),
+    ],
+)
+def test_reduces_the_colour_channels_as_told_and_only_the_sum_has_signs(reduce, expected):
+    net = linear_net()
+    attribution = attribute(classifier_of(net), random_input(1), Saliency(reduce), [Target(2)])
+    assert_close(attribution.relevance[0], expected(net[1].weight[2].reshape(3, 8, 8)), rtol=1e-12, atol=0)
+    assert attribution.signed == (reduce == "sum") == bool((attribution.relevance < 0).any())

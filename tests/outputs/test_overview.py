@@ -27,10 +27,35 @@ def test_every_image_is_fitted_into_its_cell_on_white() -> None:
     assert (border == 255).all()
 
 
+@pytest.mark.parametrize("size", [(6000, 40), (40, 6000)])
+def test_a_panorama_is_no_line(size: tuple[int, int]) -> None:
+    sheet = contact_sheet([picture(size=size)], ["photo", "lrp"], cell=100)
+    assert cells(sheet, (255, 0, 0)) == 100 * 12
+
+
 @pytest.mark.parametrize("columns", [1, 2, 3, 4])
 def test_twelve_pictures_are_no_tower(columns: int) -> None:
     sheet = contact_sheet([picture(columns=columns)] * 12, ["photo", "a", "b", "c"][:columns])
     assert 0.6 < sheet.width / sheet.height < 2.2
+
+
+@pytest.mark.parametrize(("columns", "length", "lines"), [(11, 6, 2), (20, 10, 2), (23, 8, 3)])
+def test_many_columns_are_wrapped_below_titles_of_their_own(columns: int, length: int, lines: int) -> None:
+    images = [Image.new("RGB", (80, 80), "red") for _ in range(columns)]
+    sheet = contact_sheet([("x", images), ("y", images)], [f"c{column}" for column in range(columns)], cell=40)
+    assert cells(sheet, (255, 0, 0)) == 2 * columns * 40 * 40
+    assert sheet.width == 16 + length * (40 + 8) - 8 + 16
+    pixels = np.asarray(sheet).astype(int)
+    red = (pixels[:, 16] == (255, 0, 0)).all(axis=1)
+    tops = np.flatnonzero(red[1:] & ~red[:-1]) + 1
+    assert len(tops) == 2 * lines
+    assert all((pixels[top - 22 : top, 16:56].max(axis=2) < 60).any() for top in tops)  # a title
+
+
+def test_ten_columns_are_not_wrapped() -> None:
+    images = [Image.new("RGB", (80, 80), "red")] * 10
+    sheet = contact_sheet([("x", images), ("y", images)], [*"abcdefghij"], cell=40)
+    assert sheet.size == (16 + 10 * (40 + 8) - 8 + 16, 16 + 18 + 2 * (16 + 40 + 4 + 18) + 16)
 
 
 def test_a_missing_picture_leaves_its_cell_empty() -> None:
@@ -45,7 +70,7 @@ def test_palette_pictures_and_extreme_shapes_are_drawn() -> None:
     palette_image.putpalette([0, 0, 255] * 256)
     sheet = contact_sheet([("x", [Image.new("RGB", (20000, 1), "red"), palette_image])], ["photo", "lrp"], cell=50)
     assert cells(sheet, (0, 0, 255)) == 50 * 50
-    assert cells(sheet, (255, 0, 0)) == 50
+    assert cells(sheet, (255, 0, 0)) == 50 * 12
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "a\nb\x1b[31m\u202e.jpg", "caf\udce9.jpg", "[red]<b>%s{0}.jpg", "猫.jpg"])

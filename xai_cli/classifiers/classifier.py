@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import disable_saved_tensors_hooks
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from xai_cli.classifiers.attention_path import AttentionPath, find_attention_path
 from xai_cli.classifiers.feature_layer import find_feature_layer
 from xai_cli.classifiers.layers import FeatureLayer, at_least_float32, output_tensor, replaced
 from xai_cli.images.decode import decode
@@ -73,6 +74,11 @@ class Classifier:
         batch = torch.from_numpy(np.stack(list(pixels))).to(self.device).permute(0, 3, 1, 2)
         return (batch.float().div_(255) - self._mean) / self._std
 
+    def pixels(self, inputs: Tensor) -> NDArray[np.uint8]:
+        """The pixels `(B, h, w, C)` that `prepare` makes `inputs` of; values beyond black and white are cut off."""
+        levels = (255 * (inputs * self._std + self._mean)).round().clamp(0, 255)
+        return levels.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+
     def colour(self, name: str) -> Tensor:
         """The `(1, C, h, w)` input of one colour: black, white, or mean (zero after preprocessing)."""
         level = {"black": 0.0, "white": 1.0}.get(name)
@@ -111,7 +117,8 @@ class Classifier:
         if self.dtype == torch.float16:
             scaled = _differentiated(_HALF_SCALE * scores.sum(), wanted, keep_graph=True)
             if all(gradient.isfinite().all() for gradient in scaled):
-                return tuple(gradient / _HALF_SCALE for gradient in scaled)
+                # In half precision the division would lose again what the scale has saved.
+                return tuple(at_least_float32(gradient) / _HALF_SCALE for gradient in scaled)
         return _differentiated(scores.sum(), wanted, keep_graph=keep_graph)
 
     def ruled_logits(self, inputs: Tensor, rules: Rules, *, allow_unruled: bool = False) -> Tensor:
@@ -155,6 +162,14 @@ class Classifier:
             )
         return plan
 
+    @cached_property
+    def attention(self) -> AttentionPath:
+        """The way of attention through the model. Raises ValueError if there is none over one grid of tokens."""
+        if not self.plan.attends:
+            raise ValueError("maps of attention expect a transformer, and this model has no attention; take gradcam")
+        # In half precision a class token would not quite be the same for every picture.
+        return find_attention_path(self.canonical, self.example().to(self.canonical_dtype))
+
     def feature_layer(self, name: str | None = None) -> FeatureLayer:
         """The layer called `name`, or the one a class activation map should look at.
 
@@ -168,7 +183,11 @@ class Classifier:
                 f"{self.folded[name]!r}, or give --no-fold"
             )
         if name not in self._layers:
-            self._layers[name] = find_feature_layer(self.module, self.example().to(self.dtype), name)
+            example = self.example().to(self.dtype)
+            layer = find_feature_layer(self.module, example, name)
+            if layer.name in self.folded:  # the norm comes after it, and often a rectifier inside the norm
+                layer = find_feature_layer(self.module, example, self.folded[layer.name])
+            self._layers[name] = layer
         return self._layers[name]
 
     def example(self) -> Tensor:

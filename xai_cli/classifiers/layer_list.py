@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from xai_cli.classifiers.classifier import Classifier
-from xai_cli.classifiers.layers import FeatureLayer, first_tensor, read_grid
+from xai_cli.classifiers.feature_layer import probed, reaches_scores, two_pictures
+from xai_cli.classifiers.layers import FeatureLayer, Grids, first_tensor
 
 Shape = tuple[int, ...]
 
@@ -21,7 +23,7 @@ class Layer:
 
     Attributes:
         shape: of its last output, for one picture; None if that is no tensor.
-        grid: how a grid of positions is read from the output, if it holds one.
+        grid: how a grid of positions that the scores depend on is read from the output, if it holds one.
         norm: the batch norm that is folded in: the output is the norm's, and its grid is that of the norm's name.
         chosen: a class activation map looks here if no other layer is named.
     """
@@ -37,8 +39,8 @@ class Layer:
 def list_layers(classifier: Classifier) -> list[Layer]:
     """All layers that take part in the forward pass, in the order in which they begin."""
     module, example = classifier.module, classifier.example().to(classifier.dtype)
-    # Of one picture alone, a window or a head cannot be told from a picture.
-    one, two = (_shapes(module, example.repeat(pictures, 1, 1, 1)) for pictures in (1, 2))
+    shapes = _shapes(module, example)
+    grids = _grids(module, example, shapes)
     chosen = None
     # A model that cannot be differentiated has layers all the same.
     with suppress(Exception):
@@ -49,18 +51,27 @@ def list_layers(classifier: Classifier) -> list[Layer]:
             name,
             type(layers[name]).__name__,
             shape,
-            None if name in classifier.folded else _grid(name, two.get(name), module, example),
+            None if name in classifier.folded else grids.get(name),
             classifier.folded.get(name),
             name == chosen,
         )
-        for name, shape in one.items()
+        for name, shape in shapes.items()
     ]
 
 
-def _grid(name: str, shape: Shape | None, module: nn.Module, example: Tensor) -> FeatureLayer | None:
-    """How the output of this shape for two pictures holds a grid of more than one position."""
-    grid = read_grid(name, shape, module, example) if shape and shape[0] == 2 else None
-    return grid if grid and grid.height * grid.width > 1 else None
+def _grids(module: nn.Module, example: Tensor, names: Iterable[str]) -> dict[str, FeatureLayer]:
+    """The layers that a class activation map can look at, by name, as it would find when they are named."""
+    pictures = two_pictures(example)
+    gradients = None
+    with suppress(Exception):
+        gradients = probed(module, pictures, names)[1]
+    reader = Grids(module, example)
+    found = {}
+    for name, shape in _shapes(module, pictures).items():
+        layer = reader.read(name, shape) if shape and shape[0] == len(pictures) else None
+        if layer and (gradients is None or reaches_scores(layer, gradients.get(name))):
+            found[name] = layer
+    return found
 
 
 def _shapes(module: nn.Module, inputs: Tensor) -> dict[str, Shape | None]:

@@ -1,19 +1,22 @@
 """Layers that keep a grid of positions: how their output is kept and read.
 
 An activation is read as `(B, K, H, W)` whatever its layout: channels first, channels last (Swin), or tokens `(B, N, K)`
-with prefix tokens (class, distillation, registers) before the patches.
+with prefix tokens (class, distillation, registers) before the patches, which may lie in an order of their own (Hiera)
+or have such tokens behind them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from xai_cli.classifiers.token_order import TokenMoves, TokenOrder, find_token_moves, find_token_order
 from xai_cli.sentences import unknown
 
 Layout = Literal["channels-first", "channels-last", "tokens"]
@@ -22,21 +25,29 @@ _MAX_PREFIX_TOKENS = 16
 
 @dataclass(frozen=True)
 class FeatureLayer:
-    """A layer with a grid of `height` x `width` positions, and where its activation keeps them."""
+    """A layer with a grid of `height` x `width` positions, and where its activation keeps them.
+
+    Attributes:
+        prefix: how many tokens stand before those of the grid.
+        order: which of the tokens lies at each position, row by row; None if they lie there one after the other.
+    """
 
     name: str
     layout: Layout
     height: int
     width: int
     prefix: int = 0
+    order: tuple[int, ...] | None = field(default=None, repr=False)
 
     def grid(self, activation: Tensor) -> Tensor:
         """The activation, or its gradient, as `(B, K, H, W)`, at least float32, without the prefix tokens."""
         if self.layout == "channels-last":
             activation = activation.permute(0, 3, 1, 2)
         elif self.layout == "tokens":
-            patches = activation[:, self.prefix :].transpose(1, 2)
-            activation = patches.unflatten(2, (self.height, self.width))
+            patches = activation[:, self.prefix :]
+            if self.order is not None:
+                patches = patches[:, torch.tensor(self.order, device=patches.device)]
+            activation = patches.transpose(1, 2).unflatten(2, (self.height, self.width))
         return at_least_float32(activation)
 
 
@@ -57,12 +68,13 @@ def captured(module: nn.Module, names: tuple[str, ...]) -> Iterator[dict[str, Te
     modules = dict(module.named_modules())
     for name in names:
         if name not in modules or name == "":
-            raise LookupError(unknown("layer", name, filter(None, modules)))
+            raise LookupError(unknown("layer", name, filter(None, modules), always=True))
     outputs: dict[str, Tensor] = {}
 
     def keep(name: str, output: Any) -> Any:
         tensor = first_tensor(output)
-        if tensor is None:
+        # Whole numbers take no gradient.
+        if tensor is None or not tensor.is_floating_point():
             return output
         outputs[name] = tensor if tensor.requires_grad else tensor.detach().requires_grad_()
         # What follows gets a copy: an in-place operation there must not change what was kept.
@@ -94,28 +106,73 @@ def replaced(module: nn.Module, name: str, make: Callable[[Tensor], Tensor]) -> 
         handle.remove()
 
 
-def read_grid(name: str, shape: tuple[int, ...], module: nn.Module, example: Tensor) -> FeatureLayer | None:
-    """How an output of this shape holds a grid with the proportions of the input, or None if it does not."""
-    height, width = example.shape[-2:]
-    if len(shape) == 4:
+@dataclass(frozen=True)
+class Grids:
+    """Finds grids with the proportions of the input in the outputs of a model's layers.
+
+    `example` `(B, C, h, w)` is run only if there are tokens to read, of which the patches are found by how they move.
+    """
+
+    module: nn.Module
+    example: Tensor
+
+    def read(self, name: str, shape: tuple[int, ...]) -> FeatureLayer | None:
+        """How an output of this shape of the layer called `name` holds a grid of several positions, or None."""
+        found = self._in_map(name, shape) if len(shape) == 4 else self._in_tokens(name, shape)
+        return found if found and found.height * found.width > 1 else None
+
+    def _in_map(self, name: str, shape: tuple[int, ...]) -> FeatureLayer | None:
+        height, width = self.example.shape[-2:]
         readings: list[tuple[Layout, tuple[int, ...]]] = [("channels-first", shape[2:]), ("channels-last", shape[1:3])]
         for layout, (rows, columns) in readings:
             # Strides of an uneven size are rounded, by one position at most.
             if abs(rows - columns * height / width) < 1.5 and rows <= height:
                 return FeatureLayer(name, layout, rows, columns)
-    if len(shape) == 3 and not _reorders_tokens(module):
-        declared = getattr(module, "num_prefix_tokens", None)
-        for prefix in range(_MAX_PREFIX_TOKENS + 1) if declared is None else (declared,):
+        return None
+
+    def _in_tokens(self, name: str, shape: tuple[int, ...]) -> FeatureLayer | None:
+        if len(shape) != 3:
+            return None
+        height, width = self.example.shape[-2:]
+        declared = getattr(self.module, "num_prefix_tokens", None)
+        # Patches have no prefix yet when they are embedded.
+        for prefix in range(_MAX_PREFIX_TOKENS + 1) if declared is None else (declared, 0):
             patches = shape[1] - prefix
             rows = round((max(patches, 0) * height / width) ** 0.5)
             if rows and rows * rows * width == patches * height:
-                return FeatureLayer(name, "tokens", rows, patches // rows, prefix)
-    return None
+                layer = FeatureLayer(name, "tokens", rows, patches // rows, prefix)
+                found = self._ordered(layer) if self._is_reordered(name) else self._placed(layer, shape[1])
+                if found:
+                    return found
+        return None
 
+    def _is_reordered(self, name: str) -> bool:
+        return self._order is not None and name not in self._order.before
 
-def _reorders_tokens(module: nn.Module) -> bool:
-    """True for Hiera, which keeps its tokens by mask unit: read row by row they would lie elsewhere in the picture."""
-    return any(type(layer).__name__ == "Unroll" for layer in module.modules())
+    def _placed(self, layer: FeatureLayer, tokens: int) -> FeatureLayer | None:
+        """The layer with the places of its patches among the tokens, or None if its tokens are no such grid."""
+        if tokens not in self._moves:
+            return layer
+        places = self._moves[tokens].patches(layer.height, layer.width)
+        if places is None or places == tuple(range(layer.prefix, tokens)):
+            return layer if places else None
+        return replace(layer, prefix=0, order=places)
+
+    def _ordered(self, layer: FeatureLayer) -> FeatureLayer | None:
+        """The layer with the order of its tokens, or None if they are no grid in any."""
+        assert self._order is not None
+        cells = self._order.cells(layer.height, layer.width)
+        if cells is None:
+            return None
+        return replace(layer, order=None if cells == tuple(range(len(cells))) else cells)
+
+    @cached_property
+    def _order(self) -> TokenOrder | None:
+        return find_token_order(self.module, self.example[:1])
+
+    @cached_property
+    def _moves(self) -> Mapping[int, TokenMoves]:
+        return find_token_moves(self.module, self.example[:1])
 
 
 def first_tensor(output: Any) -> Tensor | None:

@@ -13,7 +13,7 @@ import typer
 
 from xai_cli.classifiers.options import ModelOptions
 from xai_cli.cli.config import build
-from xai_cli.cli.report import Report, ShellOptions, say
+from xai_cli.cli.report import Report, ShellOptions, counted, say, say_undrawn
 from xai_cli.engine.options import DrawingOptions, InputOptions, RunOptions
 from xai_cli.methods import find_method
 from xai_cli.methods.contract import Method
@@ -55,6 +55,8 @@ def _plan(run: Run, report: Report) -> int:
     """Prints what would be done."""
     with _faults_told():
         report.plan(run.plan())
+        if run.undrawn[0]:
+            report.note(f"{counted(run.undrawn[0], 'maps')} yet to be drawn")
     return 0 if run.listed else _no_input()
 
 
@@ -69,8 +71,12 @@ def _run(run: Run, report: Report) -> int:
                 new = report.show(records)
             if not run.listed:
                 return _no_input()
-            counts = run.finish(folder, new=new > 0)
-            failed = report.summary(counts, new)
+            with closing(run.drawn(folder, stop)) as drawn:
+                drawings = report.show_drawn(drawn)
+            maps, pictures = run.undrawn
+            say_undrawn(maps)
+            counts = run.finish(folder, new=new + drawings > 0)
+            failed = report.summary(counts, new) + pictures
             return SOME_FAILED if report.options.fails(failed, counts.total()) else 0
     except Interrupted as end:
         say(f"stopped by {signal.Signals(end.number).name}; {_GOES_ON}")

@@ -70,7 +70,8 @@ class Report:
     def show(self, records: Iterable[list[Row]]) -> int:
         """Shows all records as they come; returns how many there were."""
         failures = pictures = 0
-        smallest = self.batch_size
+        # Of samples the engine may take fewer than asked for from the start, without being short of memory.
+        smallest = {"pictures": self.batch_size}
         for record in self._progress(records):
             pictures += 1
             self._print(record)
@@ -82,11 +83,24 @@ class Report:
                 say(f"{record[0]['key']}: {'; '.join(failed)}")
             if failed and failures == _SHOWN_FAILURES + 1:
                 say(f"more pictures fail; 'xai errors {self.out}' lists them all")
-            batch = min((row["batch"]["pictures"] for row in record if "batch" in row), default=smallest)
-            if batch < smallest:
-                smallest = batch
-                self.note(f"out of memory: going on with {batch} pictures at a time")
+            self._note_smaller(record, smallest)
         return pictures
+
+    def show_drawn(self, records: Iterable[list[Row]]) -> int:
+        """Shows the pictures of records whose maps were shown before; returns how many records there were."""
+        pictures = 0
+        for record in self._progress(records):
+            pictures += 1
+            self._print([row for row in record if "png" in row.get("files", ())])
+        return pictures
+
+    def _note_smaller(self, record: list[Row], smallest: dict[str, int]) -> None:
+        """Says of what fewer are computed at once than before, and notes in `smallest` how many."""
+        for batch in (row["batch"] for row in record if "batch" in row):
+            for kind, count in batch.items():
+                if count < smallest.setdefault(kind, count):
+                    smallest[kind] = count
+                    self.note(f"out of memory: going on with {counted(count, kind)} at a time")
 
     def note(self, message: str) -> None:
         """Says what is no error."""
@@ -161,7 +175,7 @@ class Report:
             now = time.monotonic()
             if now - told >= _SECONDS_BETWEEN:
                 told = now
-                self.note(f"{number} pictures, {number / (now - start):.3g} per second")
+                self.note(f"{counted(number, 'pictures')}, {number / (now - start):.3g} per second")
 
     def _failure(self, row: Row) -> str | None:
         if row["status"] == "error":
@@ -174,6 +188,17 @@ def say(message: Any) -> None:
     """One line on standard error; whatever stands in it, it commands no terminal."""
     with _without_bar():
         print(f"xai: {printable(str(message))}", file=sys.stderr)
+
+
+def say_undrawn(maps: int) -> None:
+    """Says how many maps could not be drawn, if there are any."""
+    if maps:
+        say(f"{counted(maps, 'maps')} could not be drawn; the warnings in the manifest say why")
+
+
+def counted(count: int, things: str) -> str:
+    """So many things, of which one is singular: `1 map`, `2 maps`."""
+    return f"{count} {things.removesuffix('s') if count == 1 else things}"
 
 
 def _without_bar() -> AbstractContextManager[None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from typing import Annotated, NoReturn, TypeVar
 
 import typer
 
-from xai_cli.cli.report import say
+from xai_cli.cli.report import say, say_undrawn
 from xai_cli.engine.merging import merge_manifests as merge
 from xai_cli.engine.verify import read_plan
 from xai_cli.engine.verify import verify as findings
@@ -65,14 +66,11 @@ def errors(
 
 
 def merge_manifests(out: _Out) -> None:
-    """Join the manifests of a run's shards into one, and draw its overview; print its path."""
+    """Join the manifests of a run's shards into one, draw what waited for all of them, and print its path."""
     try:
         read_plan(out)
         shards = merge(out)
-        if shards:
-            from xai_cli.engine.overview import overview_again
-
-            overview_again(out)
+        undrawn = _draw(out, new=shards > 0)
     except (InUse, LookupError, ValueError) as error:
         _fail(error, USAGE)
     except OSError as error:
@@ -82,6 +80,29 @@ def merge_manifests(out: _Out) -> None:
         say("no manifests of shards are left to be joined")
     if merged.exists():
         print(merged)
+    if undrawn:
+        say_undrawn(undrawn)
+        raise typer.Exit(WRONG)
+
+
+def _draw(out: Path, *, new: bool) -> int:
+    """Draws the maps with one scale for all shards, and with `new` records, or if it is missing, the overview.
+
+    Returns how many maps could not be drawn.
+    """
+    from xai_cli.engine.drawing import draw_again
+    from xai_cli.engine.overview import overview_again
+    from xai_cli.engine.stopping import Interrupted, Stop
+
+    try:
+        with Stop() as stop:
+            drawn, undrawn = draw_again(out, stop)
+            if new or drawn or not (out / "overview.png").exists():
+                overview_again(out)
+            return undrawn
+    except Interrupted as end:
+        say(f"stopped by {signal.Signals(end.number).name}; the same command goes on with the rest")
+        raise typer.Exit(128 + end.number) from None
 
 
 def _failed(out: Path) -> Iterator[tuple[str, list[Row]]]:

@@ -22,6 +22,10 @@ BOUNDS: dict[str, tuple[float, str]] = {
         "something that the rules do not see",
     ),
     "forward_gap": (1e-2, "the model's scores change under the rules, so the map explains another function"),
+    "class_changed": (
+        0.5,
+        "the model takes most of the noisy copies for something else; give less --noise",
+    ),
     "degenerate": (0.0, "the map is the same everywhere and shows nothing"),
 }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from xai_cli.engine.options import DrawingOptions, InputOptions, RunOptions
 from xai_cli.engine.reading import Reader
 from xai_cli.engine.run_folder import RunFolder
 from xai_cli.engine.stopping import Stop
-from xai_cli.engine.writing import Writer, Written
+from xai_cli.engine.writing import Writer, committed
 from xai_cli.images.sources import ImageRef
 from xai_cli.methods.contract import Method
 from xai_cli.outputs.manifest import Row
@@ -75,18 +75,7 @@ def explain(
         closing(stations.attributor.attribute(stop.until(pictures))) as outcomes,
         closing(in_order(writers, stations.writer.write, outcomes, ahead=ahead, prompt=True)) as results,
     ):
-        yield from committed(results, folder)
-
-
-def committed(results: Iterable[Written], folder: RunFolder) -> Iterator[list[Row]]:
-    """The records of what was written, appended to the manifest. Raises OSError when the disk takes nothing more."""
-    faults = 0
-    for written in results:
-        yield folder.commit(written.rows)
-        faults = faults + 1 if written.fault else 0
-        # One file may be at odds with the disk; two in a row are the disk.
-        if faults == 2 and written.fault:
-            raise written.fault
+        yield from committed(results, folder.commit)
 
 
 def _ahead(run: RunOptions, reader: Reader) -> int:

@@ -96,6 +96,46 @@ class DrawingOptions(Options):
     panel: ClassVar[str] = "Drawing"
 
     render: Annotated[Literal["overlay", "heatmap", "side-by-side", "none"], Option("Picture per map.")] = "overlay"
-    percentile: Annotated[float, Option("Percentile of |map| that gets the strongest colour.", min=1, max=100)] = 97.0
+    scale: Annotated[
+        str,
+        Option(
+            "What gets the strongest colour: image (each map's own --percentile), run (one limit per method for all "
+            "pictures, which are drawn at the end), or fixed:V (the value V for every method; their units differ).",
+            complete=lambda incomplete: ("image", "run", "fixed:"),
+        ),
+    ] = "image"
+    percentile: Annotated[
+        float,
+        Option("Percentile of |map| that gets the strongest colour; with --scale run, also of the maps' own limits.",
+               min=1, max=100)
+    ] = 97.0  # fmt: skip
     picture_size: Annotated[int, Option("Longest side of drawn photos.", min=16)] = 1024
     overview: Annotated[int, Option("Pictures on the contact sheet; 0 for none.", min=0, max=200)] = 24
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.scale not in ("image", "run") and self.fixed is None:
+            raise ValueError(
+                f"--scale expects image, run or fixed:V with V from 1e-38 to 1e38, found {self.scale!r}; "
+                "give for instance fixed:0.01"
+            )
+
+    @property
+    def fixed(self) -> float | None:
+        """The value that gets the strongest colour in every picture, if one was given."""
+        how, _, value = self.scale.partition(":")
+        try:
+            limit = float(value) if how == "fixed" else 0.0
+        except ValueError:
+            return None
+        return limit if 1e-38 <= limit <= 1e38 else None  # what the maps' float32 can hold
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The files of a map."""
+        return ("npy",) if self.render == "none" else ("npy", "png")
+
+    @property
+    def drawn_last(self) -> bool:
+        """Whether maps are drawn only when all of them are there."""
+        return self.scale == "run" and "png" in self.kinds

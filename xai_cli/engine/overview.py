@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
 from PIL import Image
 
+from xai_cli.engine.drawing import is_as_explained
 from xai_cli.engine.options import DrawingOptions, InputOptions
+from xai_cli.engine.request import asked_for
+from xai_cli.engine.scaling import shared_limits
 from xai_cli.images.decode import Broken, decode
 from xai_cli.images.geometry import Geometry
-from xai_cli.options import declarations
 from xai_cli.outputs.files import read_array, write_atomically
 from xai_cli.outputs.manifest import Row, is_sound, latest_records, manifests
 from xai_cli.outputs.overview import caption, contact_sheet
@@ -24,35 +26,45 @@ _CELL = 192
 def write_overview(
     out: Path, records: Sequence[list[Row]], methods: Sequence[str], inputs: InputOptions, drawing: DrawingOptions
 ) -> None:
-    """Writes `overview.png`: a row for each of the first records that hold a map, photo and first target's maps."""
+    """Writes `overview.png`: a row for each of the first records that hold a map, photo and first target's maps.
+
+    Colours mean what they mean in the pictures of the maps; a limit that the maps of a method share is in its title.
+    """
+    limits = shared_limits(drawing, methods, filter(is_sound, latest_records(manifests(out))))
     rows: list[tuple[str, list[Image.Image | None]]] = []
     for record in records:
-        cells = _cells(out, record, methods, inputs, drawing) if len(rows) < drawing.overview else None
+        cells = _cells(out, record, methods, inputs, drawing, limits) if len(rows) < drawing.overview else None
         if cells:
             rows.append(cells)
     if rows:
-        write_atomically(out / "overview.png", encode_png(contact_sheet(rows, ["photo", *methods])))
+        signed = {row["method"] for record in records for row in record if row.get("signed")}
+        shared = {method: f"{'±' * (method in signed)}{limit:.3g}" for method, limit in limits.items()}
+        titles = ["photo", *(f"{method} {shared.get(method, '')}".rstrip() for method in methods)]
+        write_atomically(out / "overview.png", encode_png(contact_sheet(rows, titles)))
 
 
 def overview_again(out: Path) -> None:
     """Writes `overview.png` anew, as `run.json` asked for it, from the records that come first in the manifests."""
     described = json.loads((out / "run.json").read_text())
-    options = described["options"]
-    inputs = InputOptions(**{name: options[name] for name in ("exif", "max_pixels")})
-    drawing = DrawingOptions(**{name: options[name] for name in declarations(DrawingOptions)})
+    inputs, drawing = asked_for(described, InputOptions), asked_for(described, DrawingOptions)
     # A few of them may have failed.
     first = islice(filter(is_sound, latest_records(manifests(out))), 4 * drawing.overview)
     write_overview(out, list(first), list(described["methods"]), inputs, drawing)
 
 
 def _cells(
-    out: Path, record: list[Row], methods: Sequence[str], inputs: InputOptions, drawing: DrawingOptions
+    out: Path,
+    record: list[Row],
+    methods: Sequence[str],
+    inputs: InputOptions,
+    drawing: DrawingOptions,
+    limits: Mapping[str, float],
 ) -> tuple[str, list[Image.Image | None]] | None:
     maps: dict[str, Row] = {}
     for row in record:
         if row["status"] == "ok":
             maps.setdefault(row["method"], row)
-    if not maps:
+    if not maps or not is_as_explained(record[0]):
         return None
     try:
         picture = decode(Path(record[0]["path"]), max_pixels=inputs.max_pixels, turn=inputs.exif)
@@ -64,7 +76,7 @@ def _cells(
     cells: list[Image.Image | None] = [Image.fromarray(photo)]
     cells += [None if method not in maps else draw(
         photo, arrays[method], Geometry.from_row(maps[method]["geometry"]),
-        signed=maps[method]["signed"], render="overlay", percentile=drawing.percentile,
+        signed=maps[method]["signed"], render="overlay", percentile=drawing.percentile, limit=limits.get(method),
     ) for method in methods]  # fmt: skip
     first = next(iter(maps.values()))
     return caption(record[0]["key"], first["target"]["name"], first["target"]["probability"]), cells

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
-from operator import or_
 
 import torch
 from torch import Tensor
@@ -19,13 +17,13 @@ from xai_cli.targets import Target, parse_target
 @dataclass(frozen=True)
 class PlainPass:
     """A forward pass with its graph, as far as the methods need one: `logits` `(B, K)`, None if there was no need of a
-    pass, and the tensors to differentiate.
+    pass, and the tensors that methods need; `needs` says which of them are differentiated.
     """
 
     classifier: Classifier
     inputs: Tensor
     logits: Tensor | None
-    wants_input: bool
+    needs: Needs
     activations: dict[str, Tensor]
 
     def evidence(
@@ -48,18 +46,21 @@ class PlainPass:
             contrasts=torch.tensor(against, device=device) if against else None,
             logits=None if self.logits is None else self.logits[:rows].detach(),
             seeds=tuple(seed_of(key, seed) for key in keys or [""] * rows),
+            batch=len(self.inputs),
             chunk=chunk,
         )
-        wanted = [self.inputs] * self.wants_input + list(self.activations.values())
+        evidence = replace(
+            evidence, activations={name: tensor[:rows].detach() for name, tensor in self.activations.items()}
+        )
+        wanted = [self.inputs] * self.needs.input_gradient + [self.activations[name] for name in self.needs.layers]
         if self.logits is None or not wanted:
             return evidence
         scores = evidence.scores(self.logits[:rows])
         gradients = [each[:rows] for each in self.classifier.gradient(scores, wanted, keep_graph=not last)]
         return replace(
             evidence,
-            input_gradient=gradients.pop(0) if self.wants_input else None,
-            activations={name: tensor[:rows].detach() for name, tensor in self.activations.items()},
-            gradients=dict(zip(self.activations, gradients, strict=True)),
+            input_gradient=gradients.pop(0) if self.needs.input_gradient else None,
+            gradients=dict(zip(self.needs.layers, gradients, strict=True)),
         )
 
 
@@ -69,14 +70,28 @@ def plain_pass(classifier: Classifier, inputs: Tensor, needs: Needs) -> PlainPas
     """
     inputs = inputs.detach().requires_grad_(needs.input_gradient)
     grad = torch.set_grad_enabled(bool(needs.input_gradient or needs.layers))
-    with grad, captured(classifier.module, needs.layers) as activations:
-        logits = classifier.eager_logits(inputs) if needs.layers else classifier.logits(inputs)
-    return PlainPass(classifier, inputs, logits, needs.input_gradient, dict(activations))
+    with grad, captured(classifier.module, needs.captured) as activations:
+        logits = classifier.eager_logits(inputs) if needs.captured else classifier.logits(inputs)
+    return PlainPass(classifier, inputs, logits, needs, dict(activations))
 
 
 def union(classifier: Classifier, methods: Sequence[Method]) -> Needs:
-    """What all `methods` together want of the plain pass. Raises ValueError if one does not fit the model."""
-    return reduce(or_, (method.needs(classifier) for method in methods), Needs())
+    """What all `methods` together want of the plain pass.
+
+    Raises LookupError or ValueError if one does not fit the model; of several, a ValueError that names all such.
+    """
+    needs, unfit = Needs(), dict[str, list[str]]()
+    for method in methods:
+        try:
+            needs |= method.needs(classifier)
+        except (LookupError, ValueError) as error:
+            if len(methods) == 1 or isinstance(error, KeyError | IndexError):  # these are mistakes of ours
+                raise
+            unfit.setdefault(str(error), []).append(method.name)
+    if unfit:
+        reasons = "; ".join(f"{' and '.join(names)}: {reason}" for reason, names in unfit.items())
+        raise ValueError(f"not every method fits this model, leave out what does not ({reasons})")
+    return needs
 
 
 def attribute(
@@ -104,7 +119,7 @@ def attribute(
         raise ValueError(f"expected at least one picture and a chunk of at least 1, found {len(inputs)} and {chunk}")
     needs = union(classifier, [method])
     if rule is None:
-        passed = plain_pass(classifier, inputs, needs) if needs else PlainPass(classifier, inputs, None, False, {})
+        passed = plain_pass(classifier, inputs, needs) if needs else PlainPass(classifier, inputs, None, needs, {})
         return method.attribute(passed.evidence(target, chunk=chunk, seed=seed))  # type: ignore[arg-type]  # it is no text
     passed = plain_pass(classifier, inputs, needs)
     assert passed.logits is not None

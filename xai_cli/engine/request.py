@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from xai_cli.methods.contract import Method
 from xai_cli.options import Options, declarations, flag
@@ -20,6 +20,8 @@ from xai_cli.outputs.manifest import SCHEMA
 
 if TYPE_CHECKING:
     from xai_cli.classifiers.classifier import Classifier
+
+Part = TypeVar("Part", bound=Options)
 
 _LIBRARIES = ("xai-cli", "torch", "torchvision", "timm", "numpy", "pillow")
 
@@ -75,6 +77,11 @@ class Request:
         }
 
 
+def asked_for(described: Mapping[str, Any], part: type[Part]) -> Part:
+    """The options of one kind that the run which `described` holds was begun with."""
+    return part(**{name: described["options"][name] for name in declarations(part)})
+
+
 def describe_found(classifier: Classifier, methods: Sequence[Method]) -> dict[str, Any]:
     """The rest of `run.json`: the model, the layers that methods look at, the versions of libraries."""
     return {
@@ -87,7 +94,7 @@ def describe_found(classifier: Classifier, methods: Sequence[Method]) -> dict[st
             "preprocessing": dataclasses.asdict(classifier.preprocessing),
             "notes": list(classifier.notes),
         },
-        "layers": {method.name: list(method.needs(classifier).layers) for method in methods},
+        "layers": {method.name: list(method.needs(classifier).captured) for method in methods},
         "versions": {library: version(library) for library in _LIBRARIES},
     }
 
@@ -132,8 +139,11 @@ def _files(values: Mapping[str, Any], methods: Sequence[Method]) -> dict[str, Pa
         f"{name} of {method.name}": value
         for method in methods
         for name, value in vars(method).items()
-        if isinstance(value, Path) and value.exists()
+        if isinstance(value, Path)
     }
+    for name, path in of_methods.items():
+        if not (path.is_file() or path.is_dir()):  # a pipe would never end
+            raise FileNotFoundError(f"{flag(name)} expects a file or a folder, found none at {path}; name another")
     return {name: path for name, path in files.items() if path is not None and path.is_file()} | of_methods
 
 

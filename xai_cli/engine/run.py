@@ -24,6 +24,7 @@ from xai_cli.methods.contract import Method
 from xai_cli.outputs.manifest import Row
 
 if TYPE_CHECKING:
+    from xai_cli.engine.drawing import Drawer
     from xai_cli.engine.explain import Stations
 
 
@@ -35,7 +36,8 @@ class Mistake(ValueError):  # noqa: N818  # it is the user's, and told as one
 class Run:
     """What is asked of a run. `tell` is called with what a user should know while it goes.
 
-    `listed` counts the pictures that were found, of all shards.
+    `listed` counts the pictures that were found, of all shards; `undrawn` the maps of the folder that wait to be drawn
+    or could not be, and their pictures.
     """
 
     images: Sequence[str]
@@ -46,6 +48,7 @@ class Run:
     inputs: InputOptions
     tell: Callable[[str], None]
     listed: int = 0
+    undrawn: tuple[int, int] = (0, 0)
 
     def folder(self) -> RunFolder:
         """The folder of the run, to be entered. Raises Mistake if a file that an option names cannot be read."""
@@ -65,11 +68,12 @@ class Run:
 
         folder = self.folder()
         folder.look()
-        kinds = ["npy"] if self.drawing.render == "none" else ["npy", "png"]
-        names = [(method.name, kind) for method in self.methods for kind in kinds]
+        names = [(method.name, kind) for method in self.methods for kind in self.drawing.kinds]
         for image in self._owed(folder):
             paths = [output_path(method, image.key, "", kind) for method, kind in names]
             yield str(image.path), [f"{self.options.out}/{path}" for path in paths]
+        if folder.begun and self.drawing.drawn_last and self.inputs.part is None and not self.options.overwrite:
+            self.undrawn = self._drawer(folder).count_undrawn(folder.manifests())
 
     def records(self, folder: RunFolder, stop: Stop) -> Generator[list[Row], None, None]:
         """The record of each picture that was owed, as soon as it is in the manifest.
@@ -93,6 +97,27 @@ class Run:
         stations = self._stations(folder)
         with closing(explain(chain([first] if first else [], owed), stations, folder, self.options, stop)) as made:
             yield from stop.made_gently(made)
+
+    def drawn(self, folder: RunFolder, stop: Stop) -> Generator[list[Row], None, None]:
+        """The record of each picture that had to wait for the limits of the whole run, once it is drawn.
+
+        Raises as `records` does.
+        """
+        if not (folder.begun and self.drawing.drawn_last):
+            return
+        if self.inputs.part is not None:
+            self.tell(f"maps are drawn when the shards are joined: xai merge-manifests {self.options.out}")
+            return
+        from xai_cli.engine.drawing import draw_owed
+
+        drawer, paths = self._drawer(folder), folder.manifests()
+        limits = ", ".join(f"{method} {limit:.3g}" for method, limit in drawer.limits.items())
+        with closing(draw_owed(drawer, paths, folder.commit, self.options.workers, stop)) as made:
+            for number, record in enumerate(stop.made_gently(made)):
+                if number == 0:
+                    self.tell(f"the strongest colour is, for all pictures: {limits}")
+                yield record
+        self.undrawn = drawer.count_undrawn(paths)
 
     def finish(self, folder: RunFolder, *, new: bool) -> Counter[State]:
         """How many pictures are in which state, by the account; with `new` records it is settled, and the overview is
@@ -122,6 +147,12 @@ class Run:
     def _owed(self, folder: RunFolder) -> Iterator[ImageRef]:
         # Those at the front are for the overview, on which a few may be missing because they failed.
         return folder.owed(self.inputs.select(self._listed()), front=4 * self.drawing.overview)
+
+    def _drawer(self, folder: RunFolder) -> Drawer:
+        from xai_cli.engine.drawing import Drawer
+
+        names = [method.name for method in self.methods]
+        return Drawer.of(names, self.inputs, self.drawing, self.options, folder.manifests())
 
     def _tried(self, folder: RunFolder) -> Iterator[list[Row]]:
         """The records of pictures on which an earlier process may have died."""

@@ -30,22 +30,27 @@ class Finding:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run was asked for: these methods for each picture, for so many targets."""
+    """What a run was asked for: these methods for each picture, for so many targets; `drawn_last` if maps are drawn
+    when all of them are there.
+    """
 
     methods: tuple[str, ...]
     targets: int
+    drawn_last: bool
 
 
 def read_plan(out: Path) -> Plan:
     """What `run.json` asked for. Raises LookupError if the folder is none of a run."""
     try:
         run = json.loads((out / "run.json").read_bytes())
-        how, _, count = str(run["options"]["target"]).partition(":")
+        options = run["options"]
+        how, _, count = str(options["target"]).partition(":")
         methods = tuple(map(str, run["methods"]))
         if any("/" in method or method.startswith(".") for method in methods):
             raise ValueError("a method is a folder of the run, not one elsewhere")
-        return Plan(methods, int(count) if how == "top" else 1)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        drawn_last = options.get("scale") == "run" and options.get("render") != "none"
+        return Plan(methods, int(count) if how == "top" else 1, drawn_last)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise LookupError(
             f"expected a run folder, found none at {out}; give the folder that holds the run.json of a run"
         ) from error
@@ -75,6 +80,10 @@ def verify(out: Path, counts: Counter[str]) -> Iterator[Finding]:
         yield from _miscounted(record, plan)
         for row in explained:
             yield from _wrong_files(out, row, files, counts)
+    if plan.drawn_last:
+        from xai_cli.engine.drawing import undrawn  # NumPy would be in the way of the help
+
+        yield from (Finding(path, problem) for path, problem in undrawn(out, paths))
     yield from _torn_lines(paths, pictures)
     yield from _strays(out, plan, files)
 

@@ -6,12 +6,14 @@ import errno
 import math
 import time
 import zlib
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from xai_cli.engine.checks import is_degenerate, warnings
 from xai_cli.engine.options import DrawingOptions
-from xai_cli.engine.outcomes import Explained, Failed, Map, Outcome, about
+from xai_cli.engine.outcomes import Explained, Failed, Loaded, Map, Outcome, about
+from xai_cli.engine.scaling import scale_of
 from xai_cli.outputs.files import array_bytes, output_path, resolve_inside, write_atomically
 from xai_cli.outputs.manifest import Row
 from xai_cli.outputs.pictures import draw, encode_png
@@ -24,17 +26,31 @@ _NAME_FAULTS = {
     **dict.fromkeys((errno.ELOOP, errno.EILSEQ, errno.EINVAL), "NameRefused"),
 }
 # And these that the next picture will fare no better: the disk is full, broken or read-only, or too much is open.
-_DISK_FAULTS = {
+DISK_FAULTS = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG, errno.ESTALE, errno.EMFILE, errno.ENFILE)
 }
 
 
 @dataclass(frozen=True)
 class Written:
-    """The rows of a picture, and the fault of the disk that kept some of its files from being written."""
+    """The rows of a picture, none if there is nothing new to say of it, and the fault of the disk that kept some of its
+    files from being written.
+    """
 
     rows: list[Row]
     fault: OSError | None = None
+
+
+def committed(results: Iterable[Written], commit: Callable[[list[Row]], list[Row]]) -> Iterator[list[Row]]:
+    """The records of what was written, each as `commit` gives it. Raises OSError when the disk takes nothing more."""
+    faults = 0
+    for written in results:
+        if written.rows:
+            yield commit(written.rows)
+        faults = faults + 1 if written.fault else 0
+        # One file may be at odds with the disk; two in a row are the disk.
+        if faults == 2 and written.fault:
+            raise written.fault
 
 
 @dataclass(frozen=True)
@@ -60,7 +76,7 @@ class Writer:
                 kind = _NAME_FAULTS.get(error.errno or 0, type(error).__name__)
                 message = f"its result cannot be written: {error.strerror or error}"
                 rows.append(_failed(outcome, made, kind, message, transient=error.errno not in _NAME_FAULTS))
-                fault = error if error.errno in _DISK_FAULTS else fault
+                fault = error if error.errno in DISK_FAULTS else fault
             except Exception as error:  # noqa: BLE001  # whatever one map does, the others are still written
                 short = isinstance(error, MemoryError)
                 rows.append(_failed(outcome, made, type(error).__name__, reason(error), transient=short))
@@ -71,22 +87,20 @@ class Writer:
         picture = outcome.picture
         # The first target's files carry the picture's plain name, so that a script can compute it.
         suffix = str(made.target["index"]) if made.rank else ""
-        kinds = ("npy",) if self.drawing.render == "none" else ("npy", "png")
-        paths = {kind: output_path(made.method, picture.image.key, suffix, kind) for kind in kinds}
+        paths = {kind: output_path(made.method, picture.image.key, suffix, kind) for kind in self.drawing.kinds}
         try:
             places = {kind: resolve_inside(self.out, path) for kind, path in paths.items()}
         except ValueError as error:
             return _failed(outcome, made, "OutsideOutput", str(error))
+        scale = scale_of(made.relevance, self.drawing)
         files = {"npy": array_bytes(made.relevance)}
-        if "png" in kinds:
-            files["png"] = encode_png(
-                draw(
-                    picture.photo, made.relevance, picture.geometry,
-                    signed=made.signed, render=self.drawing.render, percentile=self.drawing.percentile,
-                )
-            )  # fmt: skip
-        for kind, data in files.items():
-            write_atomically(places[kind], data)
+        if scale and "png" in paths and not self.drawing.drawn_last:
+            files["png"] = self._png(picture, made, scale["limit"])
+        for kind, place in places.items():
+            if kind in files:
+                write_atomically(place, files[kind])
+            else:
+                place.unlink(missing_ok=True)  # what was drawn of an earlier map; this one is drawn at the end
         checks = {**made.checks, "degenerate": is_degenerate(made.relevance)}
         seconds = {"decode": picture.seconds, "attribute": made.seconds, "write": time.perf_counter() - start}
         return {
@@ -95,10 +109,11 @@ class Writer:
             "target": dict(made.target),
             "status": "ok",
             "top": outcome.top,
-            "files": {kind: str(path) for kind, path in paths.items()},
+            "files": {kind: str(paths[kind]) for kind in files},
             "bytes": {kind: len(data) for kind, data in files.items()},
             "crc32": {kind: f"{zlib.crc32(data):08x}" for kind, data in files.items()},
             "signed": made.signed,
+            "scale": scale,
             "geometry": picture.geometry.as_row(),
             "layer": made.layer,
             "rule": made.rule,
@@ -107,6 +122,12 @@ class Writer:
             "batch": dict(made.batch),
             "seconds": {name: round(value, 4) for name, value in seconds.items()},
         }
+
+    def _png(self, picture: Loaded, made: Map, limit: float | None) -> bytes:
+        """The map drawn on its photo."""
+        render = self.drawing.render
+        image = draw(picture.photo, made.relevance, picture.geometry, signed=made.signed, render=render, limit=limit)
+        return encode_png(image)
 
 
 def _failed(outcome: Explained, made: Map, type: str, message: str, *, transient: bool = False) -> Row:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +17,25 @@ if TYPE_CHECKING:
 
     from xai_cli.classifiers.classifier import Classifier
     from xai_cli.images.geometry import Preprocessing
+    from xai_cli.methods.contract import Evidence
+
+
+@dataclass(frozen=True)
+class Baselines:
+    """What every picture of a batch is compared with, made when asked for.
+
+    Attributes:
+        count: baselines per picture.
+        at: gives the baselines `(n, C, h, w)` of pictures `rows` `(n,)`, of each the one whose number, from 0 to
+            `count` - 1, is in `numbers` `(n,)`.
+        common: True if all pictures have the same ones.
+        notes: what to say of those that are missing.
+    """
+
+    count: int
+    at: Callable[[Tensor, Tensor], Tensor]
+    common: bool
+    notes: tuple[str, ...] = ()
 
 
 def made_baseline(name: str, inputs: Tensor, classifier: Classifier) -> Tensor:
@@ -28,6 +49,16 @@ def made_baseline(name: str, inputs: Tensor, classifier: Classifier) -> Tensor:
         kernel = min(2 * int(2 * sigma) + 1, 2 * min(inputs.shape[-2:]) - 1)
         return gaussian_blur(inputs, [kernel, kernel], [sigma, sigma])
     return classifier.colour(name).to(inputs).expand_as(inputs)
+
+
+def noise(evidence: Evidence, rows: Tensor, numbers: Tensor) -> Tensor:
+    """Pictures `(n, C, h, w)` whose pixels are uniform between black and white, drawn for each picture and number."""
+    import torch
+
+    inputs, pairs = evidence.inputs, zip(rows.tolist(), numbers.tolist(), strict=True)
+    drawn = [torch.rand(inputs.shape[1:], generator=evidence.generator(*pair), dtype=inputs.dtype) for pair in pairs]
+    black, white = (evidence.classifier.colour(name).to(inputs) for name in ("black", "white"))
+    return torch.lerp(black, white, torch.stack(drawn).to(inputs.device))
 
 
 def read_picture(path: Path, classifier: Classifier) -> Tensor:
@@ -49,22 +80,25 @@ def read_folder(folder: Path, most: int, classifier: Classifier) -> tuple[Tensor
 
     if not folder.is_dir():
         raise ValueError(f"--baseline-folder expects a folder of pictures, found {folder}; name one that exists")
-    pixels, notes = [], []
+    pixels, broken = [], []
     for image in find_images([str(folder)]):
         try:
             pixels.append(_pixels(classifier.preprocessing, stamped(image)))
         except Broken as error:
-            notes.append(f"{image.key} of --baseline-folder was left out: {error}")
+            broken.append(f"{image.key}: {error}")
         if len(pixels) == most:
             break
     if not pixels:
         raise ValueError(
             f"--baseline-folder expects pictures, found none in {folder} that can be read; name another folder"
         )
-    return classifier.prepare(pixels), tuple(notes)
+    if not broken:
+        return classifier.prepare(pixels), ()
+    # One sentence, because it stands in the row of every picture.
+    return classifier.prepare(pixels), (f"left out of --baseline-folder: {len(broken)}, the first is {broken[0]}",)
 
 
-@lru_cache(maxsize=128)  # by its stamp, a file that has changed is another one
+@lru_cache(maxsize=1000)  # as many as a method takes; by its stamp, a file that has changed is another one
 def _pixels(preprocessing: Preprocessing, image: ImageRef) -> NDArray[np.uint8]:
     from xai_cli.images.decode import decode
 

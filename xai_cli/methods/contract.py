@@ -31,19 +31,27 @@ class Needs:
     Attributes:
         input_gradient: the gradient of the score with respect to the input.
         layers: names of layers whose activation, and gradient of the score with respect to it, are wanted.
+        activations: names of layers whose activation alone is wanted.
         logits: the plain class scores.
     """
 
     input_gradient: bool = False
     layers: tuple[str, ...] = ()
+    activations: tuple[str, ...] = ()
     logits: bool = False
 
     def __or__(self, other: Needs) -> Needs:
         layers = tuple(dict.fromkeys(self.layers + other.layers))
-        return Needs(self.input_gradient or other.input_gradient, layers, self.logits or other.logits)
+        activations = tuple(dict.fromkeys(self.activations + other.activations))
+        return Needs(self.input_gradient or other.input_gradient, layers, activations, self.logits or other.logits)
 
     def __bool__(self) -> bool:
-        return self.logits or self.input_gradient or bool(self.layers)
+        return self.logits or self.input_gradient or bool(self.captured)
+
+    @property
+    def captured(self) -> tuple[str, ...]:
+        """The names of all layers that are looked at."""
+        return tuple(dict.fromkeys(self.layers + self.activations))
 
 
 def seed_of(key: str, seed: int = 0) -> int:
@@ -65,6 +73,7 @@ class Evidence:
         input_gradient: `(B, C, h, w)` gradient of the score, if some method needs it.
         activations, gradients: `{layer: tensor as the layer gave it, batch first}`, if some method needs them.
         seeds: one number per picture, where all that is random about it begins: the same wherever it stands in a run.
+        batch: pictures of a full batch, of which there may be fewer here.
         chunk: rows per pass that the memory budget allows.
     """
 
@@ -77,6 +86,7 @@ class Evidence:
     activations: Mapping[str, Tensor] = field(default_factory=dict)
     gradients: Mapping[str, Tensor] = field(default_factory=dict)
     seeds: tuple[int, ...] = ()
+    batch: int = 1
     chunk: int = 8
     _shared: dict[Hashable, object] = field(default_factory=dict, repr=False)
 
@@ -87,19 +97,24 @@ class Evidence:
             return chosen
         return chosen - logits.gather(1, self.contrasts[rows, None]).squeeze(1)
 
-    def chunks(self, samples: int) -> Iterator[tuple[Tensor, Tensor, int]]:
+    def chunks(self, samples: int, *, most: int | None = None) -> Iterator[tuple[Tensor, Tensor, int]]:
         """All pairs (picture, sample) packed into full chunks: `rows (n,)`, `samples (n,)` and how many are real.
 
         Every chunk has the same number of rows, the last filled up with copies of its last pair, because the same shape
-        gives a picture the same bytes whatever its neighbours.
+        gives a picture the same bytes whatever its neighbours. If `samples` depends on these, `most` does not.
         """
         import torch
 
         pairs = torch.arange(len(self.inputs) * samples, device=self.inputs.device)
-        for part in pairs.split(self.chunk):
+        size = self.rows_per_pass(most or samples)
+        for part in pairs.split(size):
             real = len(part)
-            part = torch.cat([part, part[-1:].expand(self.chunk - real)])
+            part = torch.cat([part, part[-1:].expand(size - real)])
             yield part // samples, part % samples, real
+
+    def rows_per_pass(self, samples: int) -> int:
+        """How many rows a pass has when each picture has so many samples: no more than a full batch of them fills."""
+        return min(self.chunk, max(self.batch, len(self.inputs)) * samples)
 
     def parts(self) -> Iterator[tuple[Tensor, int]]:
         """The pictures in full chunks, for methods that need one pass of their own: `rows (n,)`, how many are real."""
@@ -160,6 +175,8 @@ class Method(Options, ABC):
     """The group of the help it stands in: gradient, cam, propagation, perturbation."""
     bounds: ClassVar[Mapping[str, float]] = {}
     """Bounds of checks that are others for this method than for the rest."""
+    trial: ClassVar[Mapping[str, object]] = {}
+    """Options with which a model is checked for all methods, where the method's own would take thousands of passes."""
     class_specific: ClassVar[bool] = True
     """False if the map is the same whatever class is explained."""
 

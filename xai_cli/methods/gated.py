@@ -1,4 +1,4 @@
-"""The gradient of the score through gated rectifiers: what `guided-backprop` and `deconvnet` share."""
+"""The score's gradient through gated rectifiers: what `guided-backprop`, `guided-gradcam` and `deconvnet` share."""
 
 from __future__ import annotations
 
@@ -50,6 +50,10 @@ class GatedMethod(Method):
         return bool(gates.met)
 
     def attribute(self, evidence: Evidence) -> Attribution:
+        # Methods with the same gates share one pass.
+        return evidence.shared(("gates", type(self.gates())), lambda: self._gated(evidence))
+
+    def _gated(self, evidence: Evidence) -> Attribution:
         import torch
 
         classifier, gates, maps, checks = evidence.classifier, self.gates(), [], []

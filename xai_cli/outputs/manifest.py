@@ -211,7 +211,9 @@ def _is_sound(row: Row) -> bool:
         return False
     if row["status"] == "error":
         return True
-    numbers = all(value is None or isinstance(value, int | float) for value in row["checks"].values())
+    scale = row.get("scale") or {}
+    values = [*row["checks"].values(), scale.get("limit"), scale.get("own")]
+    numbers = all(value is None or isinstance(value, int | float) for value in values)
     return row["status"] == "ok" and row["files"].keys() <= row["bytes"].keys() and numbers
 
 

@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import chain
-from math import sqrt
+from math import ceil, sqrt
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -16,6 +16,8 @@ Picture = tuple[str, Sequence[Image.Image | None]]
 MARGIN = 16
 GAP = 8  # between two cells
 LINE = 18
+THINNEST = 12  # pixels; a panorama would be a line that nobody sees
+WIDEST = 10  # cells on a line; more make a page on which nothing can be seen
 INK = (40, 40, 40)
 
 
@@ -23,7 +25,8 @@ def contact_sheet(rows: Sequence[Picture], columns: Sequence[str], cell: int = 1
     """Return one white RGB page with a row of cells for each picture, titled by `columns`, captioned below.
 
     Each image is fitted into a square of `cell` pixels. Where there are few columns several pictures stand side by
-    side, so that the page stays about as wide as it is high.
+    side, so that the page stays about as wide as it is high. Where there are many, each picture has several lines of
+    cells, as long as one another, with titles of their own.
 
     Raises:
         ValueError: if there is nothing to draw, or a picture has more or fewer images than there are columns.
@@ -33,22 +36,44 @@ def contact_sheet(rows: Sequence[Picture], columns: Sequence[str], cell: int = 1
     for text, images in rows:
         if len(images) != len(columns):
             raise ValueError(f"the picture {text!r} has {len(images)} images for {len(columns)} columns; give one each")
-    across = _pictures_across(len(rows), len(columns), cell)
-    strips = [_titles(columns, across, cell)]
-    strips += [_strip(rows[start : start + across], cell) for start in range(0, len(rows), across)]
-    width = max(strip.width for strip in strips)
-    height = sum(strip.height + 2 * GAP for strip in strips)
-    sheet = Image.new("RGB", (width + 2 * MARGIN, height + 2 * MARGIN - 2 * GAP), "white")
-    top = MARGIN
-    for strip in strips:
-        sheet.paste(strip, (MARGIN, top))
-        top += strip.height + 2 * GAP
-    return sheet
+    strips = _wrapped(rows, columns, cell) if len(columns) > WIDEST else _lined_up(rows, columns, cell)
+    return _stacked(strips, gap=2 * GAP, margin=MARGIN)
 
 
 def caption(name: str, label: str, probability: float) -> str:
     """Return the caption of a photo: its name, and below it the predicted class with its probability."""
     return f"{_plain(name)}\n{_plain(label)} {probability:.0%}"
+
+
+def _lined_up(rows: Sequence[Picture], columns: Sequence[str], cell: int) -> list[Image.Image]:
+    """Return the titles, and below them the pictures, several side by side if there is room."""
+    across = _pictures_across(len(rows), len(columns), cell)
+    strips = [_strip(rows[start : start + across], cell) for start in range(0, len(rows), across)]
+    return [_titles(columns, across, cell), *strips]
+
+
+def _wrapped(rows: Sequence[Picture], columns: Sequence[str], cell: int) -> list[Image.Image]:
+    """Return for each picture lines of cells, each below its titles."""
+    length = ceil(len(columns) / ceil(len(columns) / WIDEST))
+    strips = []
+    for text, images in rows:
+        for start in range(0, len(columns), length):
+            part = slice(start, start + length)
+            cells = _strip([("" if start else text, images[part])], cell)
+            strips.append(_stacked([_titles(columns[part], 1, cell), cells], gap=GAP // 2))
+    return strips
+
+
+def _stacked(strips: Sequence[Image.Image], *, gap: int, margin: int = 0) -> Image.Image:
+    """Return a white page with one strip below the other."""
+    width = max(strip.width for strip in strips)
+    height = sum(strip.height + gap for strip in strips) - gap
+    page = Image.new("RGB", (width + 2 * margin, height + 2 * margin), "white")
+    top = margin
+    for strip in strips:
+        page.paste(strip, (margin, top))
+        top += strip.height + gap
+    return page
 
 
 def _pictures_across(pictures: int, columns: int, cell: int) -> int:
@@ -93,7 +118,7 @@ def _pitch(columns: int, cell: int) -> int:
 
 def _fitted(image: Image.Image, cell: int) -> Image.Image:
     scale = cell / max(image.size)
-    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    size = max(THINNEST, round(image.width * scale)), max(THINNEST, round(image.height * scale))
     return image.convert("RGB").resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0)
 
 
