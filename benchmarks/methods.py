@@ -19,8 +19,19 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from captum.attr import Deconvolution, GuidedBackprop, IntegratedGradients, LayerGradCam, Saliency
-from pytorch_grad_cam import GradCAM
+from captum.attr import (
+    Attribution,
+    Deconvolution,
+    GuidedBackprop,
+    GuidedGradCam,
+    InputXGradient,
+    IntegratedGradients,
+    LayerGradCam,
+    NoiseTunnel,
+    Saliency,
+)
+from pytorch_grad_cam import EigenCAM, GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM, XGradCAM
+from pytorch_grad_cam.base_cam import BaseCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import Tensor, nn
 from zennit.attribution import Gradient
@@ -28,39 +39,62 @@ from zennit.composites import EpsilonGammaBox, EpsilonPlusFlat
 from zennit.core import Composite
 from zennit.torchvision import ResNetCanonizer
 
-from xai_cli import attribute, find_method, load_classifier
+from xai_cli import find_method, load_classifier
 from xai_cli.classifiers import zoo
 from xai_cli.classifiers.classifier import Classifier
+from xai_cli.engine.plain_pass import PlainPass, plain_pass, union
 from xai_cli.targets import Target
 
 STEPS = 20
-# What each row is called, the method, and its options.
-OURS: dict[str, tuple[str, dict[str, object]]] = {
-    "saliency": ("saliency", {}),
-    "gradcam": ("gradcam", {}),
-    "ig": ("ig", {"steps": STEPS}),
-    "epsilon-plus-flat": ("lrp", {"composite": "epsilon-plus-flat"}),
-    "epsilon-gamma-box": ("lrp", {"composite": "epsilon-gamma-box"}),
-    "deeplift": ("deeplift", {"baseline": "zero"}),
-    "guided-backprop": ("guided-backprop", {}),
-    "deconvnet": ("deconvnet", {}),
-}
-# captum's DeepLift fails on nets that use one ReLU module twice, as torchvision's ResNets do.
+SAMPLES = 10
+CHANNELS = 16
+# captum's DeepLift fails on nets that use one ReLU module twice, as torchvision's ResNets do; Score-CAM and
+# Ablation-CAM of pytorch-grad-cam take every channel; the others have no peer.
 NO_PEER = "none that runs"
+SHARED = ("saliency", "gradient-x-input", "gradcam", "gradcam++", "layercam")
+# What each row is called, and the methods with their options; several share one pass, as in `xai explain`.
+OURS: dict[str, dict[str, dict[str, object]]] = {
+    "saliency": {"saliency": {}},
+    "sensitivity": {"sensitivity": {}},
+    "gradient-x-input": {"gradient-x-input": {}},
+    "smoothgrad": {"smoothgrad": {"samples": SAMPLES}},
+    "gradcam": {"gradcam": {}},
+    "gradcam++": {"gradcam++": {}},
+    "hirescam": {"hirescam": {}},
+    "layercam": {"layercam": {}},
+    "xgradcam": {"xgradcam": {}},
+    "eigencam": {"eigencam": {}},
+    "cam": {"cam": {}},
+    "scorecam": {"scorecam": {"channels": CHANNELS}},
+    "ablationcam": {"ablationcam": {"channels": CHANNELS}},
+    "together": {name: {} for name in SHARED},
+    "ig": {"ig": {"steps": STEPS, "tolerance": 0}},
+    "guided-ig": {"guided-ig": {"steps": STEPS}},
+    "blur-ig": {"blur-ig": {"steps": STEPS}},
+    "epsilon-plus-flat": {"lrp": {"composite": "epsilon-plus-flat"}},
+    "epsilon-gamma-box": {"lrp": {"composite": "epsilon-gamma-box"}},
+    "deeplift": {"deeplift": {"baseline": "zero"}},
+    "guided-backprop": {"guided-backprop": {}},
+    "guided-gradcam": {"guided-gradcam": {}},
+    "deconvnet": {"deconvnet": {}},
+}
 
 Work = Callable[[], object]
 
 
-def our_work(classifier: Classifier, inputs: Tensor, classes: list[int]) -> dict[str, Work]:
-    """One call per method of this project."""
+def our_work(classifier: Classifier, inputs: Tensor, classes: list[int], row: str) -> Work:
+    """One call: the pass that the methods of a row share, and each of them. What they need is asked once for a run."""
     targets = [Target(index) for index in classes]
+    methods = [find_method(name)(**options) for name, options in OURS[row].items()]
+    needs = union(classifier, methods)
 
-    def work(row: str) -> Work:
-        name, options = OURS[row]
-        method = find_method(name)(**options)
-        return lambda: attribute(classifier, inputs, method, targets, chunk=len(inputs))
+    def work() -> None:
+        passed = plain_pass(classifier, inputs, needs) if needs else PlainPass(classifier, inputs, None, needs, {})
+        evidence = passed.evidence(targets, chunk=len(inputs))
+        for method in methods:
+            method.attribute(evidence)
 
-    return {name: work(name) for name in OURS}
+    return work
 
 
 def zennit_work(module: nn.Module, composite: Composite, inputs: Tensor, classes: list[int]) -> Work:
@@ -76,34 +110,54 @@ def zennit_work(module: nn.Module, composite: Composite, inputs: Tensor, classes
     return work
 
 
+def cam_work(kind: type[BaseCAM], module: nn.Module, layer: nn.Module, inputs: Tensor, classes: list[int]) -> Work:
+    """One map by pytorch-grad-cam, whose hooks are on the module for that call only."""
+
+    def work() -> None:
+        with kind(module, [layer]) as cam:
+            cam(inputs, [ClassifierOutputTarget(index) for index in classes])
+
+    return work
+
+
 def peer_work(
     classifier: Classifier, module: nn.Module, layer: nn.Module, inputs: Tensor, classes: list[int]
 ) -> dict[str, dict[str, Work]]:
-    """For each method, one call per peer: `{method: {peer: call}}`, on the module as its library makes it."""
+    """For each row, one call per peer: `{row: {peer: call}}`, on the module as its library makes it."""
     low, high = (classifier.colour(name).expand_as(inputs) for name in ("black", "white"))
     plus = EpsilonPlusFlat(canonizers=[ResNetCanonizer()])
     box = EpsilonGammaBox(low=low, high=high, canonizers=[ResNetCanonizer()])
     target = torch.tensor(classes)
-    points = inputs.contiguous().requires_grad_()
-    cam = GradCAM(module, [layer])
-    integrated = IntegratedGradients(module)
-    return {
-        "saliency": {"captum": lambda: Saliency(module).attribute(points, target)},
-        "gradcam": {
-            "captum": lambda: LayerGradCam(module, layer).attribute(points, target),
-            "pytorch-grad-cam": lambda: cam(points, [ClassifierOutputTarget(index) for index in classes]),
-        },
-        "ig": {
-            "captum": lambda: integrated.attribute(
-                points, target=target, n_steps=STEPS, internal_batch_size=len(inputs)
-            )
-        },
+    inputs = inputs.contiguous()
+    points = inputs.clone().requires_grad_()
+
+    def cam(kind: type[BaseCAM]) -> dict[str, Work]:
+        return {"pytorch-grad-cam": cam_work(kind, module, layer, inputs, classes)}
+
+    def captum(kind: type[Attribution], *arguments: object, **options: object) -> dict[str, Work]:
+        return {"captum": lambda: kind(*arguments).attribute(points, target=target, **options)}
+
+    # Its way out of the memory that 10 copies of every picture take at once; here it is also the faster one.
+    samples = {"nt_type": "smoothgrad", "nt_samples": SAMPLES, "nt_samples_batch_size": 1, "abs": False}
+    peers = {
+        "saliency": captum(Saliency, module),
+        "gradient-x-input": captum(InputXGradient, module),
+        "smoothgrad": captum(NoiseTunnel, Saliency(module), **samples),
+        "gradcam": captum(LayerGradCam, module, layer) | cam(GradCAM),
+        "gradcam++": cam(GradCAMPlusPlus),
+        "hirescam": cam(HiResCAM),
+        "layercam": cam(LayerCAM),
+        "xgradcam": cam(XGradCAM),
+        "eigencam": cam(EigenCAM),
+        "ig": captum(IntegratedGradients, module, n_steps=STEPS, internal_batch_size=len(inputs)),
         "epsilon-plus-flat": {"zennit": zennit_work(module, plus, inputs, classes)},
         "epsilon-gamma-box": {"zennit": zennit_work(module, box, inputs, classes)},
-        "deeplift": {NO_PEER: bare_forward(module, inputs)},
-        "guided-backprop": {"captum": lambda: GuidedBackprop(module).attribute(points, target)},
-        "deconvnet": {"captum": lambda: Deconvolution(module).attribute(points, target)},
+        "guided-backprop": captum(GuidedBackprop, module),
+        "guided-gradcam": captum(GuidedGradCam, module, layer),
+        "deconvnet": captum(Deconvolution, module),
     }
+    alone = [next(iter(peers[name].values())) for name in SHARED]
+    return peers | {"together": {"one after another": lambda: [work() for work in alone]}}
 
 
 def cpu_seconds(work: Work) -> float:
@@ -132,33 +186,36 @@ def measure(name: str, batch_size: int, rounds: int, only: list[str]) -> list[di
     torch.manual_seed(0)
     inputs = torch.randn(batch_size, *classifier.example().shape[1:])
     classes = list(range(batch_size))
-    unit, ours = bare_forward(module, inputs), our_work(classifier, inputs, classes)
-    peers = {
-        name: calls for name, calls in peer_work(classifier, module, layer, inputs, classes).items() if name in only
-    }
+    unit, peers = bare_forward(module, inputs), peer_work(classifier, module, layer, inputs, classes)
     rows = []
-    for method, calls in peers.items():
-        for peer, call in calls.items():
-            for work in (unit, ours[method], call):
-                work()
-            times = [[cpu_seconds(work) for work in (unit, ours[method], call)] for _ in range(rounds)]
-            rows.append(
-                {
-                    "method": method,
-                    "peer": peer,
-                    "cost": round(statistics.median(mine / one for one, mine, _ in times), 2),
-                    "costs": [round(mine / one, 2) for one, mine, _ in times],
-                }
-            )
-            if peer != NO_PEER:
-                rows[-1] |= {
-                    "peer_cost": round(statistics.median(theirs / one for one, _, theirs in times), 2),
-                    "share": round(statistics.median(mine / theirs for _, mine, theirs in times), 3),
-                    "shares": [round(mine / theirs, 3) for _, mine, theirs in times],
-                }
-            theirs, share = (rows[-1].get(name, "-") for name in ("peer_cost", "share"))
-            print(f"{method:18} {peer:18} {rows[-1]['cost']:8} {theirs:>8} {share:>8}", flush=True)
+    for row in only:
+        ours = our_work(classifier, inputs, classes, row)
+        for peer, theirs in peers.get(row, {NO_PEER: unit}).items():
+            calls = (unit, ours, theirs)
+            for call in calls:
+                call()
+            times = [[cpu_seconds(call) for call in calls] for _ in range(rounds)]
+            rows.append(described(row, peer, times))
+            numbers = (rows[-1].get(name, "-") for name in ("cost", "peer_cost", "share"))
+            print(f"{row:18} {peer:18}", *(f"{number:>8}" for number in numbers), flush=True)
     return rows
+
+
+def described(row: str, peer: str, times: list[list[float]]) -> dict[str, object]:
+    """A row of the report, from the seconds of the unit, of this project and of the peer in every round."""
+    costs = {
+        "method": row,
+        "peer": peer,
+        "cost": round(statistics.median(mine / one for one, mine, _ in times), 2),
+        "costs": [round(mine / one, 2) for one, mine, _ in times],
+    }
+    if peer == NO_PEER:
+        return costs
+    return costs | {
+        "peer_cost": round(statistics.median(theirs / one for one, _, theirs in times), 2),
+        "share": round(statistics.median(mine / theirs for _, mine, theirs in times), 3),
+        "shares": [round(mine / theirs, 3) for _, mine, theirs in times],
+    }
 
 
 def main() -> None:
