@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import disable_saved_tensors_hooks
 
+from xai_cli.classifiers.hooks import hooked
 from xai_cli.classifiers.layers import at_least_float32, first_tensor, output_tensor, replaced
 from xai_cli.classifiers.token_order import with_quadrants_changed
 from xai_cli.operators.attention import Attention, AttentionMaps
@@ -219,15 +220,12 @@ def _stream(module: nn.Module) -> Iterator[dict[str, torch.Size]]:
         if before is not None and after is not None and before.shape == after.shape and after.ndim == 3:
             shapes[name] = after.shape
 
-    handles = [
+    handles = (
         layer.register_forward_hook(lambda _layer, given, output, name=name: note(name, given, output))
         for name, layer in module.named_modules()
-    ]
-    try:
+    )
+    with hooked(handles):
         yield shapes
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _blocks(links: tuple[Link, ...], stream: Mapping[str, torch.Size]) -> tuple[str, ...]:

@@ -8,14 +8,14 @@ never reaches the scores.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from xai_cli.classifiers.hooks import hooked
 from xai_cli.classifiers.layers import (
     FeatureLayer,
     Grids,
@@ -156,12 +156,8 @@ def _next_activation(module: nn.Module, example: Tensor, name: str) -> str | Non
         if other == name or not (list(layer.children()) or list(layer.parameters())):
             handles.append(layer.register_forward_pre_hook(lambda _, inputs, other=other: begin(other, inputs)))
             handles.append(layer.register_forward_hook(lambda layer, _, output, other=other: end(other, layer, output)))
-    try:
-        with torch.no_grad():
-            module(example)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with torch.no_grad(), hooked(handles):
+        module(example)
     return next((other for other in found if calls.count(other) == 1), None)
 
 
@@ -221,7 +217,12 @@ def _trace(module: nn.Module, example: Tensor) -> list[_Record]:
         # What follows may work in place on a tensor that begins the graph, which autograd forbids.
         return with_first_tensor(output, tensor.clone()) if records[-1].is_leaf else output
 
-    with torch.enable_grad(), _hooked(module, keep):
+    handles = (
+        layer.register_forward_hook(lambda layer, _inputs, output, name=name: keep(name, layer, output))
+        for name, layer in module.named_modules()
+        if name and next(layer.parameters(), None) is not None
+    )
+    with torch.enable_grad(), hooked(handles):
         output = output_tensor(module(example))
     if not output.requires_grad:
         raise ValueError("the model's forward pass keeps no gradient; take torch.no_grad out of it")
@@ -229,21 +230,6 @@ def _trace(module: nn.Module, example: Tensor) -> list[_Record]:
     for record, gradient in zip(records, gradients, strict=True):
         record.gradient = gradient
     return records
-
-
-@contextmanager
-def _hooked(module: nn.Module, keep: Callable[[str, nn.Module, Any], Any]) -> Iterator[None]:
-    """While open, `keep(name, layer, output)` replaces the output of every layer that holds parameters."""
-    handles = [
-        layer.register_forward_hook(lambda layer, _inputs, output, name=name: keep(name, layer, output))
-        for name, layer in module.named_modules()
-        if name and next(layer.parameters(), None) is not None
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _gradients(scores: Tensor, tensors: list[Tensor]) -> tuple[Tensor | None, ...]:

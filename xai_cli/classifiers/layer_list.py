@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from xai_cli.classifiers.classifier import Classifier
 from xai_cli.classifiers.feature_layer import probed, reaches_scores, two_pictures
+from xai_cli.classifiers.hooks import hooked
 from xai_cli.classifiers.layers import FeatureLayer, Grids, first_tensor
 
 Shape = tuple[int, ...]
@@ -86,14 +87,10 @@ def _shapes(module: nn.Module, inputs: Tensor) -> dict[str, Shape | None]:
         shapes[name] = None if tensor is None else tuple(tensor.shape)
 
     handles = []
-    try:
-        for name, layer in module.named_modules():
-            if name:
-                handles.append(layer.register_forward_pre_hook(lambda *_, name=name: begin(name)))
-                handles.append(layer.register_forward_hook(lambda *call, name=name: end(name, call[-1])))
-        with torch.no_grad():
-            module(inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
+    for name, layer in module.named_modules():
+        if name:
+            handles.append(layer.register_forward_pre_hook(lambda *_, name=name: begin(name)))
+            handles.append(layer.register_forward_hook(lambda *call, name=name: end(name, call[-1])))
+    with torch.no_grad(), hooked(handles):
+        module(inputs)
     return shapes

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from xai_cli.classifiers.hooks import hooked
 from xai_cli.classifiers.token_order import TokenMoves, TokenOrder, find_token_moves, find_token_order
 from xai_cli.sentences import unknown
 
@@ -80,15 +81,12 @@ def captured(module: nn.Module, names: tuple[str, ...]) -> Iterator[dict[str, Te
         # What follows gets a copy: an in-place operation there must not change what was kept.
         return with_first_tensor(output, outputs[name].clone())
 
-    handles = [
+    handles = (
         modules[name].register_forward_hook(lambda _module, _inputs, output, name=name: keep(name, output))
         for name in names
-    ]
-    try:
+    )
+    with hooked(handles):
         yield outputs
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
@@ -99,11 +97,8 @@ def replaced(module: nn.Module, name: str, make: Callable[[Tensor], Tensor]) -> 
         tensor = first_tensor(output)
         return output if tensor is None else with_first_tensor(output, make(tensor))
 
-    handle = module.get_submodule(name).register_forward_hook(replace)
-    try:
+    with hooked([module.get_submodule(name).register_forward_hook(replace)]):
         yield
-    finally:
-        handle.remove()
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from xai_cli.classifiers.hooks import hooked
+
 
 @dataclass(frozen=True)
 class TokenOrder:
@@ -59,16 +61,12 @@ def find_token_order(module: nn.Module, example: Tensor) -> TokenOrder | None:
                 found.append(TokenOrder(places.long().cpu(), frozenset(done)))
         done.append(name)
 
-    handles = [
+    handles = (
         layer.register_forward_hook(lambda *call, name=name: look(name, *call))
         for name, layer in module.named_modules()
-    ]
-    try:
-        with torch.no_grad():
-            module(example)
-    finally:
-        for handle in handles:
-            handle.remove()
+    )
+    with torch.no_grad(), hooked(handles):
+        module(example)
     return found[0] if found else None
 
 
@@ -129,16 +127,11 @@ def find_token_moves(module: nn.Module, example: Tensor) -> Mapping[int, TokenMo
             if moves.any() and moves.isfinite().all():  # embedded positions do not
                 found[tokens.shape[1]] = TokenMoves(moves.sum(2), moves.sum(1))
 
-    handles = []
-    for layer in module.modules():
-        handles.append(layer.register_forward_pre_hook(lambda _layer, inputs: look(inputs)))
-        handles.append(layer.register_forward_hook(lambda _layer, _inputs, output: look(output)))
-    try:
-        with torch.no_grad():
-            module(pictures)
-    finally:
-        for handle in handles:
-            handle.remove()
+    layers = list(module.modules())
+    given = (layer.register_forward_pre_hook(lambda _layer, inputs: look(inputs)) for layer in layers)
+    taken = (layer.register_forward_hook(lambda _layer, _inputs, output: look(output)) for layer in layers)
+    with torch.no_grad(), hooked(given), hooked(taken):
+        module(pictures)
     return found
 
 
