@@ -29,7 +29,7 @@ from xai_cli.targets import Target, parse_target
 _BROKEN: dict[str, tuple[Callable[[float], bool], str]] = {
     # A GPU sums in no fixed order; on a CPU the two maps are the same bytes.
     "repeatable": (lambda gap: not gap <= 1e-5, "the same picture gives another map every time"),
-    # Another shape of the batch is another order of the sums.
+    # The batch has the same shape, but a GPU may still sum in another order.
     "batch_gap": (lambda gap: not gap <= 1e-3, "the map depends on the pictures beside it"),
     "equals_gradient": (bool, "the map is that of the plain gradient; the method's rules change nothing in this model"),
     "model_untouched": (not_, "weights, hooks, gradients or modes of the model are not as they were before"),
@@ -72,10 +72,11 @@ class Case:
 
     def attribution(self, method: Method, pictures: int = 1) -> Attribution:
         """What `method` makes of the first picture, or of both in one batch."""
-        inputs, targets = self.inputs[:pictures], self.targets[:pictures]
+        # Passes of one shape, filled up as in a run, because what chooses among nearly equal numbers makes much of
+        # rounding.
+        inputs = self.inputs if pictures == 2 else self.inputs[:1].expand_as(self.inputs)
         passed = plain_pass(self.classifier, inputs, union(self.classifier, [method]))
-        # Passes of one shape, because what chooses among nearly equal numbers makes much of rounding.
-        return method.attribute(passed.evidence(targets, chunk=2))
+        return method.attribute(passed.evidence(self.targets[:pictures], chunk=2))
 
 
 @dataclass(frozen=True)
