@@ -45,12 +45,10 @@ class PlainPass:
             targets=chosen,
             contrasts=torch.tensor(against, device=device) if against else None,
             logits=None if self.logits is None else self.logits[:rows].detach(),
+            activations={name: tensor[:rows].detach() for name, tensor in self.activations.items()},
             seeds=tuple(seed_of(key, seed) for key in keys or [""] * rows),
             batch=len(self.inputs),
             chunk=chunk,
-        )
-        evidence = replace(
-            evidence, activations={name: tensor[:rows].detach() for name, tensor in self.activations.items()}
         )
         wanted = [self.inputs] * self.needs.input_gradient + [self.activations[name] for name in self.needs.layers]
         if self.logits is None or not wanted:

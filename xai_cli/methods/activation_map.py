@@ -6,7 +6,7 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from xai_cli.methods.contract import Attribution, Evidence, Method, Needs
+from xai_cli.methods.contract import CLASSLESS, Attribution, Evidence, Method, Needs
 from xai_cli.options import Option
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class LayerMap(Method):
         layers = self._layers(evidence.classifier)
         maps = [self._enlarged(self._checked_map(evidence, layer), evidence) for layer in layers]
         name = ", ".join(layer.name for layer in layers)
-        notes = () if self.class_specific else ("the map is the same for every class",)
+        notes = () if self.class_specific else (CLASSLESS,)
         return Attribution(fused(maps), signed=not self.relu, layer=name, notes=notes)
 
     def _layers(self, classifier: Classifier) -> tuple[FeatureLayer, ...]:
@@ -64,11 +64,7 @@ class LayerMap(Method):
         return self.layer_map(evidence, layer)
 
     def _enlarged(self, cam: Tensor, evidence: Evidence) -> Tensor:
-        """The map `(B, h, w)` at the size of the model's input."""
-        from torch.nn.functional import interpolate
-
-        cam = cam.relu() if self.relu else cam
-        return interpolate(cam[:, None], evidence.inputs.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
+        return enlarged(cam.relu() if self.relu else cam, evidence)
 
 
 @dataclass(frozen=True)
@@ -81,6 +77,13 @@ class ActivationMap(LayerMap):
 
     def layer_map(self, evidence: Evidence, layer: FeatureLayer) -> Tensor:
         return self.cam(layer.grid(evidence.activations[layer.name]), layer.grid(evidence.gradients[layer.name]))
+
+
+def enlarged(grid: Tensor, evidence: Evidence) -> Tensor:
+    """A map `(B, H, W)` on a grid of positions at the size of the model's input, `(B, h, w)`, bilinearly."""
+    from torch.nn.functional import interpolate
+
+    return interpolate(grid[:, None], evidence.inputs.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
 
 
 def fused(maps: list[Tensor]) -> Tensor:

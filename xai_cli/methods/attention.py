@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from xai_cli.methods.contract import Attribution, Evidence, Method, Needs
+from xai_cli.methods.activation_map import enlarged
+from xai_cli.methods.contract import CLASSLESS, Attribution, Evidence, Method, Needs
 from xai_cli.methods.propagation import forward_gap
 
 if TYPE_CHECKING:
@@ -35,7 +36,6 @@ class AttentionMap(Method):
 
     def attribute(self, evidence: Evidence) -> Attribution:
         import torch
-        from torch.nn.functional import interpolate
 
         path, grids, gaps = evidence.classifier.attention, [], []
         for rows, real in evidence.parts():
@@ -43,10 +43,10 @@ class AttentionMap(Method):
             grids.append(path.grid(tokens.detach()[:real]))
             gaps.append({name: gap[:real] for name, gap in forward_gap(evidence, logits, rows).items()})
         checks = {name: torch.cat([each[name] for each in gaps]) for name in gaps[0]}
-        size = evidence.inputs.shape[-2:]
-        enlarged = interpolate(torch.cat(grids)[:, None], size, mode="bilinear", align_corners=False)[:, 0]
-        notes = () if self.class_specific else ("the map is the same for every class",)
-        return Attribution(enlarged, signed=False, checks=checks, layer=path.told, notes=notes)
+        notes = () if self.class_specific else (CLASSLESS,)
+        return Attribution(
+            enlarged(torch.cat(grids), evidence), signed=False, checks=checks, layer=path.told, notes=notes
+        )
 
 
 def attention_of(classifier: Classifier, inputs: Tensor) -> tuple[Tensor, list[Tensor]]:

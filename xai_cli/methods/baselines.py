@@ -55,10 +55,8 @@ def noise(evidence: Evidence, rows: Tensor, numbers: Tensor) -> Tensor:
     """Pictures `(n, C, h, w)` whose pixels are uniform between black and white, drawn for each picture and number."""
     import torch
 
-    inputs, pairs = evidence.inputs, zip(rows.tolist(), numbers.tolist(), strict=True)
-    drawn = [torch.rand(inputs.shape[1:], generator=evidence.generator(*pair), dtype=inputs.dtype) for pair in pairs]
-    black, white = (evidence.classifier.colour(name).to(inputs) for name in ("black", "white"))
-    return torch.lerp(black, white, torch.stack(drawn).to(inputs.device))
+    black, white = (evidence.classifier.colour(name).to(evidence.inputs) for name in ("black", "white"))
+    return torch.lerp(black, white, evidence.drawn(torch.rand, rows, numbers))
 
 
 def read_picture(path: Path, classifier: Classifier) -> Tensor:

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 _Made = TypeVar("_Made")
 
+CLASSLESS = "the map is the same for every class"
+"""What to note of a map that is of no class."""
+
 
 @dataclass(frozen=True)
 class Needs:
@@ -129,6 +132,15 @@ class Evidence:
 
         return torch.Generator().manual_seed((self.seeds[row] + 0x9E3779B97F4A7C15 * sample) % 2**63)
 
+    def drawn(self, draw: Callable[..., Tensor], rows: Tensor, samples: Tensor) -> Tensor:
+        """Random numbers `(n, C, h, w)` by `draw`, `torch.randn` say, of each picture and sample from its generator."""
+        import torch
+
+        shape, dtype = self.inputs.shape[1:], self.inputs.dtype
+        pairs = zip(rows.tolist(), samples.tolist(), strict=True)
+        drawn = [draw(shape, generator=self.generator(*pair), dtype=dtype) for pair in pairs]
+        return torch.stack(drawn).to(self.inputs.device)
+
     def shared(self, key: Hashable, make: Callable[[], _Made]) -> _Made:
         """What `make` gives, made once for all methods that ask for `key` on this batch and target."""
         if key not in self._shared:
@@ -137,11 +149,17 @@ class Evidence:
 
     def score_gradient(self, points: Tensor, rows: Tensor) -> Tensor:
         """Gradient `(N, C, h, w)` of each point's score with respect to that point; `points` `(N, C, h, w)`."""
+        return self.logits_and_gradient(points, rows)[1]
+
+    def logits_and_gradient(self, points: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Class scores `(N, K)` of `points` `(N, C, h, w)`, and what `score_gradient` gives."""
         import torch
 
         with torch.enable_grad():
             points = points.detach().requires_grad_()
-            return self.classifier.gradient(self.scores(self.classifier.logits(points), rows), [points])[0]
+            logits = self.classifier.logits(points)
+            (gradient,) = self.classifier.gradient(self.scores(logits, rows), [points])
+        return logits.detach(), gradient
 
 
 @dataclass(frozen=True)

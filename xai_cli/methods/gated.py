@@ -51,7 +51,7 @@ class GatedMethod(Method):
 
     def attribute(self, evidence: Evidence) -> Attribution:
         # Methods with the same gates share one pass.
-        return evidence.shared(("gates", type(self.gates())), lambda: self._gated(evidence))
+        return evidence.shared(("gates", type(self.gates()), self.allow_unruled), lambda: self._gated(evidence))
 
     def _gated(self, evidence: Evidence) -> Attribution:
         import torch

@@ -152,10 +152,8 @@ def _nodes(
         numbers = torch.tensor([number for _, number, _ in filled], device=inputs.device)
         places = inputs.new_tensor([place for _, _, place in filled])[:, None, None, None]
         begin, end = baselines.at(rows, numbers), inputs[rows]
-        with torch.enable_grad():
-            looked_at = torch.lerp(begin, end, places).requires_grad_()
-            scores = evidence.scores(evidence.classifier.logits(looked_at), rows)
-            (gradient,) = evidence.classifier.gradient(scores, [looked_at])
+        logits, gradient = evidence.logits_and_gradient(torch.lerp(begin, end, places), rows)
+        scores = evidence.scores(logits, rows)
         shares = (gradient * (end - begin)).sum(dim=1)
         slopes = shares.sum(dim=(1, 2)).tolist()
         for point, score, share, slope in zip(part, scores.tolist(), shares, slopes, strict=False):

@@ -72,15 +72,14 @@ class SmoothGrad(Method):
         """Mean and variance `(B, C, h, w)` of the gradient over the noisy copies, and the copies' classes `(B, S)`."""
         import torch
 
-        classifier, inputs, classes = evidence.classifier, evidence.inputs, []
+        inputs, classes = evidence.inputs, []
         deviation = self.noise * (inputs.amax(dim=(1, 2, 3), keepdim=True) - inputs.amin(dim=(1, 2, 3), keepdim=True))
         # Sums of what differs from the first copy's gradient, because sums of the whole would cancel in the variance.
         first, total, squares = (torch.zeros_like(inputs) for _ in range(3))
         for rows, samples, real in evidence.chunks(self.samples):
-            with torch.enable_grad():
-                points = (inputs[rows] + deviation[rows] * _noise(evidence, rows, samples)).requires_grad_()
-                logits = classifier.logits(points)
-                gradient = classifier.gradient(evidence.scores(logits, rows), [points])[0][:real]
+            points = inputs[rows] + deviation[rows] * evidence.drawn(torch.randn, rows, samples)
+            logits, gradient = evidence.logits_and_gradient(points, rows)
+            gradient = gradient[:real]
             classes.append(logits[:real].argmax(dim=1))
             rows, starts = rows[:real], samples[:real] == 0
             first[rows[starts]] = gradient[starts]
@@ -98,12 +97,3 @@ class SmoothGrad(Method):
         error = (variance.flatten(1).sum(dim=1) / (self.samples - 1)).sqrt()
         # A gradient that is zero everywhere has no error: 0 / 0 is a spread of 0.
         return torch.where(error == 0, 0, error / mean.flatten(1).norm(dim=1))
-
-
-def _noise(evidence: Evidence, rows: Tensor, samples: Tensor) -> Tensor:
-    """Standard normal numbers `(n, C, h, w)`, those of each picture and sample from their own generator."""
-    import torch
-
-    inputs, pairs = evidence.inputs, zip(rows.tolist(), samples.tolist(), strict=True)
-    drawn = [torch.randn(inputs.shape[1:], generator=evidence.generator(*pair), dtype=inputs.dtype) for pair in pairs]
-    return torch.stack(drawn).to(inputs.device)
