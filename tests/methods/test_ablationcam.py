@@ -158,24 +158,6 @@ def test_of_some_channels_adds_up_those_that_vary_most():
     assert_close(ours, published(classifier, "3", inputs, CLASSES[:1], best), rtol=1e-9, atol=1e-12)
 
 
-def test_does_not_depend_on_how_passes_are_packed():
-    classifier, inputs, targets = classifier_of(conv_net()), random_input(3), [Target(each) for each in (0, 1, 2)]
-    maps = [attribute(classifier, inputs, AblationCam(layer="3"), targets, chunk=n).relevance for n in (1, 4, 100)]
-    assert_close(maps[0], maps[1], rtol=1e-9, atol=1e-12)
-    assert_close(maps[0], maps[2], rtol=1e-9, atol=1e-12)
-
-
-def test_of_eight_pictures_two_at_a_time_has_the_same_bytes_whatever_the_neighbours():
-    classifier, targets = load_classifier("builtin/scenes-cnn"), [Target(2)] * 8
-    method = AblationCam(channels=3, relu=False)
-    inputs = torch.randn(8, 3, 128, 128, generator=torch.Generator().manual_seed(3))
-    others = inputs.roll(1, dims=0)
-    others[4] = inputs[4]
-    ours, again = (attribute(classifier, each, method, targets, chunk=2).relevance for each in (inputs, others))
-    assert ours[4].any()
-    assert torch.equal(ours[4], again[4])
-
-
 def test_refuses_a_layer_that_is_called_several_times():
     classifier = load_classifier("torchvision/resnet18", pretrained=False)
     with pytest.raises(ValueError, match=r"'layer4\.1\.relu' is called 2 times; choose the layer around it"):

@@ -141,14 +141,6 @@ def test_tells_that_it_is_of_no_class_and_where_it_looked():
     assert not attribution.signed
 
 
-@pytest.mark.parametrize("chunk", [2, 3, 8])
-def test_does_not_depend_on_how_pictures_are_packed(chunk):
-    classifier, inputs, targets = classifier_of(Transformer()), random_input(3), [Target(0)] * 3
-    alone = [attribute(classifier, inputs[i : i + 1], AttentionRollout(), [Target(0)]).relevance for i in range(3)]
-    packed = attribute(classifier, inputs, AttentionRollout(), targets, chunk=chunk).relevance
-    assert_close(packed, torch.cat(alone), rtol=1e-9, atol=0)
-
-
 def test_heads_that_have_nothing_in_common_leave_the_residual_alone():
     net, inputs = Transformer(depth=1), random_input()
     net.blocks[0].attention.in_proj_weight.data *= 1e4

@@ -80,14 +80,6 @@ def test_gap_falls_with_the_steps():
     assert gaps[1].max() < 0.1 * gaps[0].max()  # the error of a midpoint rule falls with the square
 
 
-@pytest.mark.parametrize("chunk", [1, 3, 100])
-def test_does_not_depend_on_how_its_steps_are_packed(chunk):
-    classifier, inputs = classifier_of(conv_net()), random_input(3)
-    method, targets = BlurIntegratedGradients(steps=7), [Target(0), Target(1), Target(2)]
-    expected = attribute(classifier, inputs, method, targets, chunk=21).relevance
-    assert_close(attribute(classifier, inputs, method, targets, chunk=chunk).relevance, expected, rtol=1e-9, atol=1e-12)
-
-
 def test_of_a_picture_of_one_colour_is_zero_without_a_gap():
     classifier = classifier_of(conv_net())
     attribution = attribute(classifier, classifier.colour("white").double(), BlurIntegratedGradients())

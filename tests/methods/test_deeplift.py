@@ -1,12 +1,10 @@
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 from captum.attr import DeepLift as CaptumDeepLift
 from helpers import assert_close
 from nets import classifier_of, conv_net, linear_net, random_input, seeded
-from PIL import Image
 from torch import nn
 
 from xai_cli import attribute
@@ -24,16 +22,6 @@ def relu_net(bias: bool = True) -> nn.Module:
             nn.Linear(16, 5, bias=bias), nn.ReLU(), nn.Linear(5, 3, bias=bias),
         )
     )  # fmt: skip
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """Three noisy pictures as the model sees them, and a file that is none."""
-    noise = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
-    for name, pixels in zip("abd", noise, strict=True):
-        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
-    (tmp_path / "c.png").write_text("no picture")
-    return tmp_path
 
 
 @pytest.mark.parametrize("rule", ["rescale", "reveal-cancel"])
@@ -67,10 +55,14 @@ def test_equals_captum_where_captum_is_right(baseline):
 
 
 @pytest.mark.parametrize("rule", ["rescale", "reveal-cancel"])
-def test_sums_to_the_change_of_the_score_from_any_baseline(rule, folder):
+def test_sums_to_the_change_of_the_score_from_any_baseline(rule, baseline_folder):
     classifier, inputs = classifier_of(conv_net()), random_input()
     maps = []
-    for options in ({"baseline": "black"}, {"baseline": "white"}, {"baseline": "folder", "baseline_folder": folder}):
+    for options in (
+        {"baseline": "black"},
+        {"baseline": "white"},
+        {"baseline": "folder", "baseline_folder": baseline_folder},
+    ):
         attribution = attribute(classifier, inputs, DeepLift(rule=rule, **options), TARGETS)
         assert attribution.checks["completeness_gap"].max() < 1e-9
         maps.append(attribution.relevance)
@@ -85,21 +77,6 @@ def test_of_a_picture_that_is_its_own_baseline_is_zero_without_a_gap():
     attribution = attribute(classifier, classifier.colour("white").double(), DeepLift(baseline="white"))
     assert attribution.relevance.abs().max() == 0
     assert attribution.checks["completeness_gap"].tolist() == [0]
-
-
-def test_of_a_folder_is_the_mean_over_its_pictures(folder):
-    classifier, inputs = classifier_of(conv_net()), random_input()
-    whole = attribute(classifier, inputs, DeepLift(baseline="folder", baseline_folder=folder), TARGETS, chunk=4)
-    singles = [
-        attribute(classifier, inputs, DeepLift(baseline="image", baseline_image=folder / f"{name}.png"), TARGETS)
-        for name in "abd"
-    ]
-    assert_close(whole.relevance, torch.stack([each.relevance for each in singles]).mean(0), rtol=1e-9, atol=1e-12)
-    assert [note.rpartition(":")[0] for note in whole.notes] == ["left out of --baseline-folder: 1, the first is c.png"]
-    first = attribute(
-        classifier, inputs, DeepLift(baseline="folder", baseline_folder=folder, baselines=1), TARGETS, chunk=2
-    )
-    assert_close(first.relevance, singles[0].relevance, rtol=1e-9, atol=1e-12)
 
 
 def test_may_be_compared_with_noise():

@@ -107,11 +107,3 @@ def test_refuses_a_score_that_does_not_depend_on_attention(method):
     with pytest.raises(ValueError, match="its gradient there is exactly zero; choose another target"):
         attribute(classifier_of(net), random_input(), method, targets)
     attribute(classifier_of(net), random_input(), method, [Target(1)] * 2)
-
-
-@pytest.mark.parametrize("chunk", [2, 3, 8])
-def test_does_not_depend_on_how_pictures_are_packed(chunk):
-    classifier, inputs, targets = classifier_of(Transformer()), random_input(3), [Target(i) for i in range(3)]
-    alone = [attribute(classifier, inputs[i : i + 1], GradientRollout(), targets[i : i + 1]) for i in range(3)]
-    packed = attribute(classifier, inputs, GradientRollout(), targets, chunk=chunk).relevance
-    assert_close(packed, torch.cat([each.relevance for each in alone]), rtol=1e-9, atol=1e-15)

@@ -90,11 +90,3 @@ def test_refuses_a_net_without_rectifier_or_says_what_its_map_is():
     assert_close(ours.relevance, plain, rtol=1e-6, atol=0)
     assert ours.rule == "plain gradient"
     assert ours.notes == ("the model has no rectifier, so this is the plain gradient, as saliency shows it",)
-
-
-def test_does_not_depend_on_how_pictures_are_packed():
-    classifier, targets = classifier_of(conv_net()), [Target(0), Target(1), Target(2)]
-    maps = [
-        attribute(classifier, random_input(3), GuidedBackprop(), targets, chunk=chunk).relevance for chunk in (2, 3)
-    ]
-    assert_close(maps[0], maps[1], rtol=1e-6, atol=0)

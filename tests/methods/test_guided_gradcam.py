@@ -105,12 +105,3 @@ def test_refuses_what_either_part_refuses():
     assert "guided backprop: operator 'sort'" in ours.notes[0]
     with pytest.raises(LookupError, match="no late layer"):
         GuidedGradCam(allow_plain_gradient=True).needs(classifier_of(linear_net()))
-
-
-def test_does_not_depend_on_how_pictures_are_packed():
-    classifier, targets = classifier_of(conv_net()), [Target(0), Target(1), Target(2)]
-    maps = [
-        attribute(classifier, random_input(3), GuidedGradCam(layer="4"), targets, chunk=chunk).relevance
-        for chunk in (2, 3)
-    ]
-    assert_close(maps[0], maps[1], rtol=1e-6, atol=1e-12)

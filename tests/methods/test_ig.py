@@ -1,12 +1,10 @@
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 from captum.attr import IntegratedGradients as CaptumIntegratedGradients
 from helpers import assert_close
 from nets import Quadratic, classifier_of, conv_net, linear_net, random_input, seeded
-from PIL import Image
 from torch import Tensor, nn
 
 from xai_cli import attribute
@@ -70,15 +68,6 @@ def test_does_not_see_how_the_function_is_implemented():
     assert_close(folded, whole, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("chunk", [1, 3, 8, 100])
-def test_does_not_depend_on_how_its_steps_are_packed(chunk):
-    classifier, inputs = classifier_of(conv_net()), random_input(3)
-    targets = [Target(0), Target(1), Target(2)]
-    method = IntegratedGradients(steps=7, tolerance=0)
-    expected = attribute(classifier, inputs, method, targets, chunk=21).relevance
-    assert_close(attribute(classifier, inputs, method, targets, chunk=chunk).relevance, expected, rtol=1e-9, atol=1e-12)
-
-
 @pytest.mark.parametrize(
     ("quadrature", "captums"), [("gauss-legendre", "gausslegendre"), ("midpoint", "riemann_middle")]
 )
@@ -136,15 +125,6 @@ class Jump(Steep):
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) + 10 * (x.flatten(1).norm(dim=1, keepdim=True) > 1)
-
-
-@pytest.fixture
-def folder(tmp_path):
-    noise = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
-    for name, pixels in zip("abd", noise, strict=True):
-        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
-    (tmp_path / "c.png").write_text("no picture")
-    return tmp_path
 
 
 @pytest.mark.parametrize("quadrature", ["midpoint", "gauss-legendre"])
@@ -224,29 +204,15 @@ def refining(baseline: str) -> IntegratedGradients:
     return IntegratedGradients(baseline=baseline, baselines=2, steps=4, tolerance=0.005)
 
 
-def test_of_a_folder_is_the_mean_over_its_pictures(folder):
-    classifier, inputs = classifier_of(conv_net()), random_input()
-    several = {"baseline": "folder", "baseline_folder": folder}
-    whole = attribute(classifier, inputs, IntegratedGradients(steps=6, tolerance=0, **several), "b", chunk=4)
-    singles = [
-        attribute(classifier, inputs, IntegratedGradients(
-            steps=6, tolerance=0, baseline="image", baseline_image=folder / f"{name}.png"), "b")
-        for name in "abd"
-    ]  # fmt: skip
-    assert_close(whole.relevance, torch.stack([each.relevance for each in singles]).mean(0), rtol=1e-9, atol=1e-12)
-    assert whole.checks["gradient_evaluations"].tolist() == [18, 18]
-    assert [note.rpartition(":")[0] for note in whole.notes] == ["left out of --baseline-folder: 1, the first is c.png"]
-
-
 @pytest.mark.parametrize("baseline", ["folder", "noise"])
-def test_of_several_baselines_adds_up_to_the_mean_change(baseline, folder):
+def test_of_several_baselines_adds_up_to_the_mean_change(baseline, baseline_folder):
     classifier, inputs = classifier_of(conv_net()), random_input()
-    files = {"baseline_folder": folder} if baseline == "folder" else {}
+    files = {"baseline_folder": baseline_folder} if baseline == "folder" else {}
     method = IntegratedGradients(baseline=baseline, baselines=3, steps=2, tolerance=0.01, **files)
     attribution = attribute(classifier, inputs, method, "b")
     assert attribution.checks["completeness_gap"].max() <= 0.01
     if baseline == "folder":
-        starts = torch.cat([classifier.read([folder / f"{name}.png"]) for name in "abd"]).double()
+        starts = torch.cat([classifier.read([baseline_folder / f"{name}.png"]) for name in "abd"]).double()
         change = classifier.logits(inputs)[:, 1] - classifier.logits(starts)[:, 1].mean()
         assert_close(attribution.relevance.sum(dim=(1, 2)), change, rtol=0.0101, atol=0)
     assert attribution.checks["gradient_evaluations"].max() > 6

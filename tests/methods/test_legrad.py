@@ -77,14 +77,6 @@ def test_looks_at_the_attention_that_pools_the_tokens_of_each_layer():
     assert_close(relevance, enlarged(by_layer(net, inputs).mean(0)[:, 1:], 4, 8), rtol=1e-9, atol=0)
 
 
-@pytest.mark.parametrize("chunk", [2, 3, 8])
-def test_does_not_depend_on_how_pictures_are_packed(chunk):
-    classifier, inputs, targets = classifier_of(Transformer()), random_input(3), [Target(i) for i in range(3)]
-    alone = [attribute(classifier, inputs[i : i + 1], LeGrad(), targets[i : i + 1]).relevance for i in range(3)]
-    packed = attribute(classifier, inputs, LeGrad(), targets, chunk=chunk).relevance
-    assert_close(packed, torch.cat(alone), rtol=1e-9, atol=1e-15)
-
-
 def test_has_no_graph_of_the_layers_before():
     net, graphs = Transformer(depth=3), []
     classifier = classifier_of(net)

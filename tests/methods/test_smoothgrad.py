@@ -139,14 +139,6 @@ def test_costs_no_pass_but_those_of_its_copies():
     assert attribution.checks.keys() == {"spread"}
 
 
-@pytest.mark.parametrize("chunk", [1, 3, 14, 100])
-@pytest.mark.parametrize("kind", KINDS)
-def test_does_not_depend_on_how_its_copies_are_packed(kind, chunk):
-    net, inputs = conv_net(), random_input()
-    whole, packed = (explained(net, inputs, samples=7, kind=kind, chunk=each).relevance for each in (8, chunk))
-    assert_close(packed, whole, rtol=1e-9, atol=1e-15)
-
-
 def test_has_noise_of_each_picture_its_own_and_of_each_seed_another():
     net, inputs = conv_net(), random_input(1).expand(2, -1, -1, -1)
     target = [Target(1)] * 2
