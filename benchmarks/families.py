@@ -1,4 +1,4 @@
-"""What the methods with rules do on timm's 98 families: one row per family, at full size.
+"""What methods do on timm's 98 families: one row per family, at full size.
 
     python benchmarks/families.py --json benchmarks/results/families.json
 
@@ -10,6 +10,12 @@ not run again. `account_gap` is how far pixels and what kept relevance from them
 
 A second table: eight nets without biases, batch-norm means, class tokens and position embeddings, where all of the
 score must reach the pixels; beside zennit with its composite of the same name and the canonizers it has.
+
+A third table: where class activation maps look without a layer named. Kernels have most of their weight in the middle,
+and a patch of noise is pasted into each quadrant of a grey picture; a method is right if in each of the four that
+quadrant is where the maps of ten classes move most, and what is written down is the smallest share of the movement that
+lies in the right quadrant (0.25 is none). `layer` is the one found, with `grid` positions read as `layout` after
+`prefix` tokens.
 """
 
 from __future__ import annotations
@@ -31,6 +37,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import torch
 from families.families import CONSERVING, FAMILIES, Family
 from families.measuring import completeness_gap, evidence_of, explained, likeness_to_gradient
+from families.quadrants import quadrant_shares
+from torch import Tensor
 from zennit.attribution import Gradient
 from zennit.composites import EpsilonPlusFlat
 from zennit.torchvision import ResNetCanonizer
@@ -43,6 +51,8 @@ FAMILY_COLUMNS = (
     "completeness_gap", "gate", "likeness", "forward_seconds", "lrp_seconds", "deeplift_seconds", "guided_seconds",
 )  # fmt: skip
 CONSERVING_COLUMNS = ("model", "size", "composite", "conservation", "zennit")
+CAMS = ("gradcam", "gradcam++", "hirescam", "layercam", "xgradcam", "eigencam")
+CAM_COLUMNS = ("model", "size", "layer", "layout", "grid", "prefix", *CAMS, "layer_seconds")
 
 
 def family_row(family: Family) -> Row:
@@ -106,6 +116,25 @@ def zennit_conservation(family: Family, evidence: Evidence) -> float | str:
     return found if math.isfinite(found) else str(found)
 
 
+def cam_row(family: Family) -> Row:
+    """The layer found in a family's model, and for each class activation map whether it lies right."""
+    classifier = family.classifier(full=True, local=True)
+    layer, seconds = timed(classifier.feature_layer)
+    shares = quadrant_shares(classifier, CAMS)
+    return {
+        "model": family.model, "size": classifier.preprocessing.size[0], "reduced": family.full_size is not None,
+        "layer": layer.name, "layout": layer.layout, "grid": f"{layer.height}x{layer.width}", "prefix": layer.prefix,
+        **{name: verdict(share) for name, share in shares.items()},
+        "layer_seconds": seconds,
+    }  # fmt: skip
+
+
+def verdict(shares: Tensor) -> Row:
+    """Whether all four quadrants are right, and the smallest share that lies in a right one."""
+    right = shares.argmax(dim=1).tolist() == [0, 1, 2, 3]
+    return {"right": right, "share": round(float(shares.diagonal().min()), 3)}
+
+
 def timed(work: Callable[[], Any]) -> tuple[Any, float]:
     """What a call gives, and its CPU seconds."""
     start = time.process_time()
@@ -114,8 +143,14 @@ def timed(work: Callable[[], Any]) -> tuple[Any, float]:
 
 
 def line(cells: Iterable[object]) -> str:
-    """A line of a Markdown table, numbers with three digits."""
-    return f"| {' | '.join(f'{cell:.3g}' if isinstance(cell, float) else str(cell) for cell in cells)} |"
+    """A line of a Markdown table, numbers with three digits, wrong maps marked."""
+    return f"| {' | '.join(map(told, cells))} |"
+
+
+def told(cell: object) -> str:
+    if isinstance(cell, dict):
+        return f"{'' if cell['right'] else 'wrong '}{cell['share']:.2f}"
+    return f"{cell:.3g}" if isinstance(cell, float) else str(cell)
 
 
 def main() -> None:
@@ -124,13 +159,14 @@ def main() -> None:
     parser.add_argument("--json", type=Path, required=True)
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    report = json.loads(asked.json.read_text()) if asked.json.exists() else {"families": {}, "conserving": {}}
+    report = json.loads(asked.json.read_text()) if asked.json.exists() else {}
     report["versions"] = {name: version(name) for name in ("torch", "timm", "zennit")}
     for table, families, measure, names in (
         ("families", FAMILIES, family_row, FAMILY_COLUMNS),
         ("conserving", CONSERVING, conserving_row, CONSERVING_COLUMNS),
+        ("class activation maps", FAMILIES, cam_row, CAM_COLUMNS),
     ):
-        rows = report[table]
+        rows = report.setdefault(table, {})
         print(line(names), line("---" for _ in names), sep="\n")
         for family in families:
             if family.name in asked.only if asked.only else family.name not in rows:
@@ -138,6 +174,8 @@ def main() -> None:
                 asked.json.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
             if family.name in rows:
                 print(line(rows[family.name][name] for name in names), flush=True)
+        for name in set(names) & set(CAMS):
+            print(f"{name}: right on {sum(row[name]['right'] for row in rows.values())} of {len(rows)}")
 
 
 if __name__ == "__main__":
