@@ -1,8 +1,8 @@
 """The command `xai` and its subcommands.
 
-Exit codes: 0 all well; 1 the run failed; 2 usage or configuration; 3 finished, but some pictures failed (or, with
---strict, some map failed a check; of `check`, some method did not pass); 4 no picture found; 5 the output cannot be
-written; 129, 130, 143 ended by SIGHUP, SIGINT, SIGTERM; 141 standard output closed.
+Exit codes: 0 all well; 1 the run failed; 2 usage or configuration; 3 finished, but some pictures failed or could not be
+drawn (or, with --strict, some map failed a check; of `check`, some method did not pass); 4 no picture found; 5 the
+output cannot be written; 129, 130, 143 ended by SIGHUP, SIGINT, SIGTERM; 141 standard output closed.
 """
 
 from __future__ import annotations
