@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from nets import classifier_of, conv_net, linear_net, random_input
 from torch import nn
 
 from xai_cli import load_classifier
+from xai_cli.classifiers.function import ScoreFunction
 
 
 class TestLogitsWith:
@@ -73,3 +76,55 @@ def test_the_layer_found_is_behind_the_norm_and_its_rectifier_folded_or_not(fold
     layer = classifier.feature_layer()
     assert layer.name == "bn2"
     assert classifier.feature_layer("bn2") == layer
+
+
+class TestInDtype:
+    def test_computes_the_same_in_another_type(self):
+        classifier = load_classifier("builtin/scenes-cnn")
+        half = classifier.in_dtype(torch.bfloat16)
+        inputs = torch.cat(classifier.probes())
+        with torch.no_grad():
+            expected, found = classifier.logits(inputs), half.logits(inputs)
+        assert {weight.dtype for weight in half.module.parameters()} == {torch.bfloat16}
+        assert {weight.dtype for weight in classifier.module.parameters()} == {torch.float32}
+        assert found.dtype == torch.float32
+        assert 0 < (found - expected).abs().max() < 0.05 * expected.abs().max()
+
+    def test_is_made_once(self):
+        classifier = classifier_of(conv_net())
+        half = classifier.in_dtype(torch.float16)
+        assert half is classifier.in_dtype(torch.float16)
+        assert classifier.in_dtype(torch.float64) is classifier
+        assert replace(classifier, module=linear_net()).in_dtype(torch.float16) is not half
+
+
+class Cut(nn.Module):
+    """The mean of each channel, on a way that ends before the picture where `how` says."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how, self.weight = how, nn.Parameter(torch.ones(3))
+
+    def forward(self, x):
+        with torch.set_grad_enabled(self.how != "no_grad" and torch.is_grad_enabled()):
+            if self.how == "in_place":
+                x.mul_(2)
+            x = torch.from_numpy(x.numpy()) if self.how == "numpy" else x.detach() if self.how == "detach" else x
+            return self.weight * x.mean((2, 3))
+
+
+@pytest.mark.parametrize(
+    ("how", "differentiable"),
+    [("whole", True), ("in_place", True), ("no_grad", False), ("detach", False), ("numpy", False)],
+)
+def test_knows_whether_a_gradient_comes_back_to_the_picture(how, differentiable):
+    net = Cut(how)
+    classifier = classifier_of(ScoreFunction(net.forward) if how == "numpy" else net)
+    net.requires_grad_()  # a graph of the weights alone is none of the picture
+    with torch.no_grad():
+        assert classifier.differentiable is differentiable
+
+
+def test_a_class_token_of_a_model_without_gradients_is_not_followed():
+    with pytest.raises(ValueError, match=r"gradients are needed, and test gives scores alone \(no gradient"):
+        _ = classifier_of(Cut("no_grad")).attention

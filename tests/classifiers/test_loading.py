@@ -1,7 +1,8 @@
 from __future__ import annotations
 
-from dataclasses import replace
+import shutil
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -11,7 +12,7 @@ from nets import conv_net, seeded
 from torch import nn
 
 from xai_cli import attribute, find_method, load_classifier
-from xai_cli.classifiers.classifier import output_tensor
+from xai_cli.classifiers.classifier import Classifier, output_tensor
 
 # One net per way of being built: plain, activation in the norm, squeeze-excite, same-padding, dense, split, attention.
 NETS = (
@@ -100,16 +101,36 @@ def test_random_weights_are_the_same_each_time():
     assert first.digest == second.digest
 
 
-def test_the_compiled_model_is_used_wherever_no_layer_is_looked_at():
-    plain = load_classifier(conv_net(), input_size=(32, 32))
-    calls = []
-    compiled = torch.compile(plain.module, backend=lambda graph, _: calls.append(1) or graph.forward)
-    classifier = replace(plain, compiled=compiled)
+def test_the_compiled_model_is_used_wherever_no_layer_is_looked_at(monkeypatch):
+    calls, own = [], torch.compile
+    monkeypatch.setattr(
+        torch, "compile", lambda net, **_: own(net, backend=lambda graph, _: calls.append(1) or graph.forward)
+    )
+    plain, classifier = (load_classifier(conv_net(), input_size=(32, 32), compile=each) for each in (False, True))
     inputs = classifier.example()
     for method in ("saliency", "gradcam"):
         expected = attribute(plain, inputs, find_method(method)()).relevance
         assert_close(attribute(classifier, inputs, find_method(method)()).relevance, expected, rtol=1e-5, atol=1e-8)
         assert calls == [1]
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="nothing compiles without a compiler")
+def test_without_gradients_the_weights_are_packed_and_the_scores_stay(monkeypatch):
+    plain, classifier = (load_classifier(conv_net(), input_size=(32, 32), compile=each) for each in (False, True))
+    inputs = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(4))
+    expected = plain.logits(inputs)
+    monkeypatch.setattr(Classifier, "compiled", property(lambda _: pytest.fail("it is made for gradients")))
+    with torch.no_grad():
+        found = classifier.logits(inputs)
+    assert_close(found, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
+    assert not found.is_inference()
+    # Another mode or layout is nothing new to compile.
+    monkeypatch.setattr(torch._dynamo.config, "error_on_recompile", True)
+    with torch.inference_mode(), torch.profiler.profile() as profile:
+        again = classifier.logits((inputs + 0).to(memory_format=torch.channels_last))
+    assert torch.equal(again, found)
+    operators = {event.name for event in profile.events()}
+    assert "mkldnn::_convolution_pointwise" in operators or not torch.backends.mkldnn.is_available()
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -266,7 +287,7 @@ def test_code_of_yours_is_loaded_from_a_file(tmp_path):
         load_classifier(f"{tmp_path}/mine.py:net", pretrained=False)
     with pytest.raises(ValueError, match="broken fails with KeyError: 'weights'"):
         load_classifier(f"{tmp_path}/mine.py:broken")
-    with pytest.raises(ValueError, match=r"must be a torch\.nn.Module or a function that returns one"):
+    with pytest.raises(ValueError, match=r"must be a torch\.nn.Module or a function that returns one, or .* found"):
         load_classifier(f"{tmp_path}/mine.py:text")
     with pytest.raises(LookupError, match="did you mean 'net'"):
         load_classifier(f"{tmp_path}/mine.py:nett")
@@ -375,3 +396,39 @@ def test_a_module_of_yours_keeps_its_classes_and_has_no_names_but_indices():
 def test_a_wide_input_covers_the_picture_as_timms_own_transform_does():
     preprocessing = load_classifier("timm/resnet18", pretrained=False, input_size=(112, 224)).preprocessing
     assert preprocessing.resize == (118, 235)  # the share of 0.95 that timm crops, on both sides
+
+
+@pytest.mark.parametrize("name", ["timm/resnet18", "timm/vit_tiny_patch16_224"])
+def test_a_grey_model_sees_the_mean_of_what_a_coloured_one_expects(name):
+    classifier = load_classifier(name, pretrained=False, in_chans=1, input_size=(96, 160))
+    coloured = load_classifier(name, pretrained=False, input_size=(96, 160)).preprocessing
+    own = classifier.preprocessing
+    assert (own.channels, own.size, own.resize) == (1, (96, 160), coloured.resize)
+    assert_close([own.mean, own.std], [[sum(coloured.mean) / 3], [sum(coloured.std) / 3]], rtol=1e-12, atol=0)
+    grey = classifier.prepare(np.full((2, 96, 160, 1), 255, np.uint8))
+    assert_close(grey, torch.full((2, 1, 96, 160), (1 - own.mean[0]) / own.std[0]), rtol=1e-6, atol=0)
+    assert attribute(classifier, grey, find_method("saliency")()).relevance.shape == (2, 96, 160)
+
+
+def test_the_channels_are_those_asked_for_wherever_they_can_be_chosen(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "import timm\nfrom torch import nn\n"
+        "def told(in_chans=3):\n    return timm.create_model('resnet10t', in_chans=in_chans)\n"
+        "def any(**options):\n    return told(**options)\n"
+        "def fixed():\n    return told(1)\n"
+    )
+    for function in ("told", "any", "fixed"):
+        classifier = load_classifier(f"{tmp_path}/mine.py:{function}", in_chans=1, input_size=(64, 64))
+        assert classifier.example().shape == (1, 1, 64, 64)
+    told = load_classifier(f"{tmp_path}/mine.py:told", in_chans=1, mean=(0.3, 0.4, 0.5), std=(1, 2, 3))
+    assert (told.preprocessing.mean, told.preprocessing.std) == ((0.3,), (1,))
+    means = load_classifier(lambda pictures: pictures.mean((2, 3)), in_chans=1)
+    assert (means.labels, means.preprocessing.channels) == (("0",), 1)
+
+
+@pytest.mark.parametrize("name", ["torchvision/resnet18", "builtin/scenes-cnn"])
+def test_channels_that_cannot_be_chosen_are_three(name):
+    message = f"--in-chans expects 3 for {name}, whose channels cannot be chosen, found 1; take a timm model"
+    with pytest.raises(ValueError, match=message):
+        load_classifier(name, pretrained=False, in_chans=1)
+    assert load_classifier(name, pretrained=False, in_chans=3).preprocessing.channels == 3

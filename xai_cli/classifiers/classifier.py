@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from xai_cli.classifiers.attention_path import AttentionPath, find_attention_path
 from xai_cli.classifiers.feature_layer import find_feature_layer
+from xai_cli.classifiers.function import ScoreFunction
 from xai_cli.classifiers.layers import FeatureLayer, at_least_float32, output_tensor, replaced
 from xai_cli.images.decode import decode
 from xai_cli.images.geometry import Preprocessing
@@ -31,6 +32,7 @@ from xai_cli.sentences import reason
 
 _CHECKPOINTS = "rules cannot follow checkpoints; switch the model's checkpointing off"
 _OTHERS = "take a method without rules (saliency, ig, gradcam)"
+_FORWARD_ONLY = "take occlusion, rise or lime"
 # A half-precision gradient of an input pixel is often below 2^-24 and would vanish; scaled scores keep it.
 _HALF_SCALE = 4096.0
 
@@ -46,7 +48,7 @@ class Classifier:
         labels: one name per class, by index.
         digest: SHA-256 of the weights before any folding.
         folded: `{layer: batch norm}` where a layer now gives the output of the norm that followed it.
-        compiled: the module after `torch.compile`, if asked for; used wherever no layer is looked at.
+        compile: whether the module is compiled, wherever no layer is looked at.
         notes: what a user should know about how the model was loaded.
     """
 
@@ -58,9 +60,10 @@ class Classifier:
     dtype: torch.dtype
     digest: str
     folded: Mapping[str, str] = field(default_factory=dict)
-    compiled: Callable[[Tensor], Any] | None = None
+    compile: bool = False
     notes: tuple[str, ...] = ()
     _layers: dict[str | None, FeatureLayer] = field(default_factory=dict, repr=False)
+    _converted: dict[torch.dtype, Classifier] = field(default_factory=dict, init=False, repr=False)
 
     def read(self, paths: Sequence[str | Path]) -> Tensor:
         """Inputs `(B, C, h, w)` of picture files, as `prepare` gives them. Raises `Broken` with the reason."""
@@ -88,9 +91,15 @@ class Classifier:
 
     def logits(self, inputs: Tensor) -> Tensor:
         """Class scores `(B, K)`, at least float32. Raises ValueError if the model returns something else."""
-        if self.compiled is None:
+        if not self.compile:
             return self.eager_logits(inputs)
-        return self._checked(self.compiled(inputs.to(self.dtype)), len(inputs))
+        if torch.is_grad_enabled():
+            return self.checked(self.compiled(inputs.to(self.dtype)), len(inputs))
+        # Whatever the caller's mode and layout, the module is given one kind of tensor: each kind is compiled anew.
+        # Freezing is a matter of the tracer too, which does not see the options of `torch.compile`.
+        with torch.inference_mode(False), torch.no_grad(), _freezing():
+            inputs = inputs.to(self.dtype, copy=True, memory_format=torch.contiguous_format)
+            return self.checked(self.frozen(inputs), len(inputs))
 
     def eager_logits(self, inputs: Tensor) -> Tensor:
         """As `logits`, but never through the compiled model, whose inner layers cannot be looked at."""
@@ -98,7 +107,7 @@ class Classifier:
         faster = inputs.requires_grad and self.device.type == "cpu"
         with StridedInputGradient() if faster else nullcontext():
             output = self.module(inputs.to(self.dtype))
-        return self._checked(output, len(inputs))
+        return self.checked(output, len(inputs))
 
     def logits_with(self, inputs: Tensor, layer: str, make: Callable[[Tensor], Tensor]) -> Tensor:
         """Class scores `(N, K)` as if `layer` gave `make(output)`, of N rows, instead of its output for `inputs`.
@@ -131,7 +140,55 @@ class Classifier:
         checkpoints = disable_saved_tensors_hooks(_CHECKPOINTS)
         with faster, checkpoints, torch.enable_grad(), watched:
             output = watched.finished(self.canonical(inputs.to(self.canonical_dtype)))
-        return self._checked(output, len(inputs))
+        return self.checked(output, len(inputs))
+
+    @cached_property
+    def compiled(self) -> Callable[[Tensor], Any]:
+        """The compiled module, for passes that are differentiated."""
+        return torch.compile(self.module, dynamic=False)
+
+    @cached_property
+    def frozen(self) -> Callable[[Tensor], Any]:
+        """The compiled module with its weights packed for its operators, for forward passes alone."""
+        return torch.compile(self.module, dynamic=False, options={"freezing": True})
+
+    def in_dtype(self, dtype: torch.dtype) -> Classifier:
+        """The same classifier computing in another type, made once. Raises ValueError for a function."""
+        if dtype == self.dtype:
+            return self
+        if isinstance(self.module, ScoreFunction):
+            raise ValueError(f"{self.name} gives scores alone, and cannot be made to compute in {dtype}; use float32")
+        if dtype not in self._converted:
+            module = copy.deepcopy(self.module).to(dtype)
+            self._converted[dtype] = replace(self, module=module, dtype=dtype)
+        return self._converted[dtype]
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether a gradient comes back from the scores to the picture: of a module it is taken for granted, a function
+        is tried on the example.
+        """
+        return self._gradient_fault is None
+
+    def check_differentiable(self) -> None:
+        """Raises ValueError if no gradient comes back from the scores to the picture."""
+        if self._gradient_fault is not None:
+            raise ValueError(
+                f"gradients are needed, and {self.name} gives scores alone ({self._gradient_fault}); {_FORWARD_ONLY}"
+            )
+
+    @cached_property
+    def _gradient_fault(self) -> str | None:
+        if not isinstance(self.module, ScoreFunction):
+            return None
+        inputs = self.example().requires_grad_()
+        try:
+            with torch.enable_grad():
+                scores = self.eager_logits(inputs).sum()
+            known = scores.requires_grad and torch.autograd.grad(scores, inputs, allow_unused=True)[0] is not None
+        except Exception as error:  # noqa: BLE001  # whatever a function does with such a tensor
+            return reason(error)
+        return None if known else "no gradient comes back from them"
 
     @cached_property
     def canonical(self) -> nn.Module:
@@ -145,14 +202,15 @@ class Classifier:
 
     @cached_property
     def plan(self) -> Plan:
-        """Every operator of the model and its treatment. Raises ValueError if the model cannot be watched, or computes
-        something else meanwhile.
+        """Every operator of the model and its treatment. Raises ValueError if the model cannot be watched, has no
+        gradient, or computes something else meanwhile.
         """
+        self.check_differentiable()  # what fails where it is watched is then its having no gradient
         example = self.example().to(self.canonical_dtype)
         try:
             plan = plan_of(self.canonical, example)
             with torch.no_grad():
-                plain = self._checked(self.canonical(example), len(example))
+                plain = self.checked(self.canonical(example), len(example))
             watched = self.ruled_logits(example.requires_grad_(), Rules(), allow_unruled=True).detach()
         except Exception as error:
             raise ValueError(f"the operators of {self.name} cannot be watched ({reason(error)}); {_OTHERS}") from error
@@ -175,8 +233,11 @@ class Classifier:
 
         Raises:
             LookupError: no layer has that name, or none of the model's layers keeps a grid of positions.
-            ValueError: the layer has no spatial extent, or its own output is no longer computed.
+            ValueError: the layer has no spatial extent, or its own output is no longer computed; or the model is a
+                function.
         """
+        if isinstance(self.module, ScoreFunction):
+            raise ValueError(f"{self.name} gives scores alone and has no layers to look at; {_FORWARD_ONLY}")
         if name is not None and name in self.folded:
             raise ValueError(
                 f"layer {name!r} has its batch norm folded in, so its own output is not computed; name the norm, "
@@ -200,7 +261,10 @@ class Classifier:
         """Two inputs `(1, C, h, w)` that differ much, to find whether two modules compute the same."""
         return self.example(), self.colour("white") - 2 * self.example()
 
-    def _checked(self, output: Any, rows: int) -> Tensor:
+    def checked(self, output: Any, rows: int) -> Tensor:
+        """The class scores `(rows, K)`, at least float32, of what the module returns. Raises ValueError if there are
+        none.
+        """
         logits = output_tensor(output)
         if logits.ndim != 2 or len(logits) != rows:
             raise ValueError(f"the model must return class scores of shape ({rows}, K), found {tuple(logits.shape)}")
@@ -218,6 +282,12 @@ class Classifier:
     @cached_property
     def _std(self) -> Tensor:
         return torch.tensor(self.preprocessing.std, device=self.device)[:, None, None]
+
+
+def _freezing() -> AbstractContextManager[None]:
+    from torch._inductor import config  # nobody waits for it who compiles nothing
+
+    return config.patch(freezing=True)
 
 
 def _differentiated(total: Tensor, wanted: Sequence[Tensor], *, keep_graph: bool) -> tuple[Tensor, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from xai_cli.classifiers import zoo
 from xai_cli.classifiers.checkpoints import digest, load_checkpoint
 from xai_cli.classifiers.classifier import Classifier
+from xai_cli.classifiers.function import ScoreFunction, takes_pictures
 from xai_cli.classifiers.labels import default_labels, read_labels
 from xai_cli.classifiers.layers import output_tensor
 from xai_cli.classifiers.options import DEFAULT_MODEL, ModelOptions
@@ -21,23 +23,39 @@ from xai_cli.operators.hidden import without_autograd_functions
 from xai_cli.sentences import reason
 
 
-def load_classifier(model: str | nn.Module = DEFAULT_MODEL, **options: Any) -> Classifier:
-    """The classifier called `model` (or a module of yours), with the options of `ModelOptions` as keywords.
+def load_classifier(model: str | nn.Module | Callable[..., Any] = DEFAULT_MODEL, **options: Any) -> Classifier:
+    """The classifier called `model` (or a module of yours, or a function from pictures `(B, C, h, w)` to scores
+    `(B, K)`), with the options of `ModelOptions` as keywords.
 
     A module that is given is copied, never changed. Raises LookupError for an unknown name, ValueError or TypeError for
     an option or a model that does not fit; each says in one sentence what to do.
     """
-    chosen = ModelOptions(model=model if isinstance(model, str) else type(model).__name__, **options)
-    if isinstance(model, nn.Module):
-        if chosen.num_classes is not None or not chosen.pretrained:
-            raise ValueError("a finished module keeps its classes and its weights; build it as you want it")
-        return _finish(zoo.adopt(_copied(model)), chosen)
+    if not isinstance(model, str):
+        return _finish_given(model, **options)
+    chosen = ModelOptions(model=model, **options)
     # A checkpoint replaces every weight, so the library's own need not be had.
     pretrained = chosen.pretrained and chosen.checkpoint is None
     if not chosen.pretrained and zoo.is_code(model):
         raise ValueError(f"--random-weights cannot undo what {model} builds; let the function build it so")
-    built = zoo.build(model, pretrained=pretrained, classes=chosen.num_classes, size=chosen.input_size)
+    built = zoo.build(
+        model, pretrained=pretrained, classes=chosen.num_classes, size=chosen.input_size, channels=chosen.in_chans
+    )
     return _finish(built, chosen)
+
+
+def _finish_given(model: nn.Module | Callable[..., Any], **options: Any) -> Classifier:
+    """The classifier of a module or a function from Python."""
+    is_module = isinstance(model, nn.Module)
+    if not is_module and not takes_pictures(model):
+        raise TypeError(
+            "expected a model's name, a torch.nn.Module, or a function from pictures (B, C, h, w) to scores (B, K), "
+            f"found {model!r}"
+        )
+    chosen = ModelOptions(model=getattr(model, "__name__", type(model).__name__), **options)
+    if chosen.num_classes is not None or not chosen.pretrained:
+        kind = "module" if is_module else "function"
+        raise ValueError(f"a finished {kind} keeps its classes and its weights; build it as you want it")
+    return _finish(zoo.adopt(_copied(model) if isinstance(model, nn.Module) else model, chosen.in_chans), chosen)
 
 
 def _finish(built: zoo.Built, options: ModelOptions) -> Classifier:
@@ -45,6 +63,9 @@ def _finish(built: zoo.Built, options: ModelOptions) -> Classifier:
         raise ValueError(
             f"{options.model} is TorchScript, whose operations cannot be seen; give the module it was made of"
         )
+    is_function = isinstance(built.module, ScoreFunction)
+    if is_function:
+        _check_function(options)
     if options.checkpoint is not None:
         load_checkpoint(built.module, options.checkpoint)
     device, dtype = _device(options.device), getattr(torch, options.dtype)
@@ -58,17 +79,16 @@ def _finish(built: zoo.Built, options: ModelOptions) -> Classifier:
         digest=digest(built.module),
     )
     logits = _probe(classifier, options)
-    module, folded = (
-        accelerated(classifier.module, classifier.probes(), output_tensor) if options.fold else (classifier.module, {})
-    )
-    module = module.to(dtype)
+    module, folded = classifier.module, dict[str, str]()
+    if options.fold and not is_function:
+        module, folded = accelerated(module, classifier.probes(), output_tensor)
     return replace(
         classifier,
-        module=module,
+        module=module.to(dtype),
         labels=_labels(built, options, logits.shape[1]),
         dtype=dtype,
         folded=folded,
-        compiled=torch.compile(module) if options.compile else None,
+        compile=options.compile,
         notes=(*built.notes, *_suspicions(logits)),
     )
 
@@ -83,19 +103,35 @@ def _copied(module: nn.Module) -> nn.Module:
         ) from error
 
 
+def _check_function(options: ModelOptions) -> None:
+    """Raises ValueError if what is asked for would need to look into a function."""
+    asked = {
+        "--checkpoint": options.checkpoint is not None,
+        "--dtype": options.dtype != "float32",
+        "--compile": options.compile,
+    }
+    refused = [flag for flag, is_asked in asked.items() if is_asked]
+    if refused:
+        raise ValueError(
+            f"{' and '.join(refused)} cannot change {options.model}, which gives scores alone; let the function do that"
+        )
+
+
 def _probe(classifier: Classifier, options: ModelOptions) -> Tensor:
     """The logits `(1, K)` of the example. Raises ValueError if the model cannot take it or gives no scores."""
+    example = classifier.example()
     try:
         with torch.no_grad():
-            logits = classifier.logits(classifier.example())
+            output = classifier.module(example)
     except Exception as error:
-        shape = (1, classifier.preprocessing.channels, *classifier.preprocessing.size)
+        told, shape = f"{type(error).__name__}: {reason(error)}", tuple(example.shape)
+        if isinstance(classifier.module, ScoreFunction):
+            raise ValueError(f"--model {classifier.name} fails with {told}, given pictures of shape {shape}") from error
         advice = (
             "give the size it expects with --input-size" if options.input_size is None else "leave out --input-size"
         )
-        raise ValueError(
-            f"{classifier.name} fails on an input of shape {shape} ({type(error).__name__}: {reason(error)}); {advice}"
-        ) from error
+        raise ValueError(f"{classifier.name} fails on an input of shape {shape} ({told}); {advice}") from error
+    logits = classifier.checked(output, len(example))
     if getattr(classifier.module, "num_classes", None) == 0 or logits.shape[1] == 0:
         raise ValueError(
             f"{classifier.name} is a backbone without a head (0 classes); give --num-classes, and its weights with "

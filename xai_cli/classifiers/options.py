@@ -18,8 +18,9 @@ class ModelOptions(Options):
 
     panel: ClassVar[str] = "Model"
 
-    model: Annotated[str, Option("timm/NAME, torchvision/NAME[:WEIGHTS], builtin/NAME, package.module:callable or "
-                                 "file.py:callable.", complete=complete_model)] = DEFAULT_MODEL  # fmt: skip
+    model: Annotated[str, Option("timm/NAME, torchvision/NAME[:WEIGHTS], builtin/NAME, or package.module:callable or "
+                                 "file.py:callable, which builds a model, or takes (B, C, H, W) and gives scores.",
+                                 complete=complete_model)] = DEFAULT_MODEL  # fmt: skip
     checkpoint: Annotated[Path | None, Option("Weights: .safetensors, or .pt/.pth of tensors only.")] = None
     num_classes: Annotated[int | None, Option("Classes of the model's head.", min=1)] = None
     labels: Annotated[Path | None, Option("Class names: one per line, or JSON.")] = None
@@ -30,6 +31,7 @@ class ModelOptions(Options):
     fold: Annotated[bool, Option("Fold batch norm into the layer before it: faster, same scores.",
                                  negative="no-fold")] = True  # fmt: skip
     compile: Annotated[bool, Option("Compile the model first; pays off in long runs.")] = False
+    in_chans: Annotated[Literal[1, 3] | None, Option("Channels of the model's input: 1 for grey, 3 for RGB.")] = None
     input_size: Annotated[tuple[int, int] | None, Option("Height and width of the model's input.", min=1)] = None
     resize: Annotated[int | None, Option("Shorter side before the crop.", min=1)] = None
     crop_mode: Annotated[Literal["center", "squash", "border"] | None, Option("How the picture meets the input.")] = (

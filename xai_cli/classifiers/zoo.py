@@ -6,10 +6,11 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import logging
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import torch
 from torch import nn
 
 from xai_cli.classifiers.checkpoints import load_checkpoint
+from xai_cli.classifiers.function import ScoreFunction, takes_pictures
 from xai_cli.classifiers.names import model_names
 from xai_cli.images.geometry import Preprocessing
 from xai_cli.scenes import nets
@@ -32,6 +34,13 @@ _IMAGENET = {
     "mean": (0.485, 0.456, 0.406),
     "std": (0.229, 0.224, 0.225),
 }
+_MODULE_NOTE = (
+    "the model says nothing of its preprocessing: ImageNet's is used, override it with --input-size, --mean, --std"
+)
+_FUNCTION_NOTE = (
+    "the function is given pictures normalised by ImageNet's mean and deviation: --mean 0 0 0 --std 1 1 1 gives it "
+    "0..1, --input-size another size"
+)
 _FORMS = "timm/NAME, torchvision/NAME, builtin/NAME, package.module:callable or file.py:callable"
 
 
@@ -49,21 +58,25 @@ class Built:
     imagenet: bool = True
 
 
-def build(name: str, *, pretrained: bool, classes: int | None, size: tuple[int, int] | None) -> Built:
+def build(
+    name: str, *, pretrained: bool, classes: int | None, size: tuple[int, int] | None, channels: int | None = None
+) -> Built:
     """The model called `name`, with its library's weights if `pretrained`, else with seeded random ones.
+
+    What is None is as the library, or the user's own code, has it.
 
     Raises:
         LookupError: no such library, model, weights or callable; the sentence names the nearest.
-        ValueError: the weights cannot be had, or the callable gives no module.
+        ValueError: the weights cannot be had, the number of channels cannot, or the callable gives no model.
     """
     library, _, rest = name.partition("/")
     # Random initialisation draws from the global generator; the same name must give the same net.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         if library in _LIBRARIES and rest:
-            return _LIBRARIES[library](rest, pretrained, classes, size)
+            return _LIBRARIES[library](rest, pretrained, classes, size, channels)
         if is_code(name):
-            return _from_code(name, classes)
+            return _from_code(name, classes, channels)
     known = [f"{library}/{model}" for library in _LIBRARIES for model in model_names(library)]
     near = unknown("model", name, known, hint="see 'xai models'")
     raise LookupError(f"--model expects {_FORMS}: {near}")
@@ -74,18 +87,18 @@ def is_code(name: str) -> bool:
     return name.partition("/")[0] not in _LIBRARIES and ":" in name
 
 
-def adopt(module: nn.Module) -> Built:
-    """A module of the user's own, with the preprocessing in its `pretrained_cfg` (timm's form), or ImageNet's, said
-    aloud.
+def adopt(model: nn.Module | Callable[..., Any], channels: int | None = None) -> Built:
+    """A module of the user's own, or a function from pictures to scores, with the preprocessing in its `pretrained_cfg`
+    (timm's form), or ImageNet's, said aloud.
     """
-    note = (
-        "the model says nothing of its preprocessing: ImageNet's is used, override it with --input-size, --mean, --std"
-    )
-    known = hasattr(module, "pretrained_cfg")
-    return Built(module, _own_preprocessing(module), notes=() if known else (note,), imagenet=known)
+    known = hasattr(model, "pretrained_cfg")
+    module, note = (model, _MODULE_NOTE) if isinstance(model, nn.Module) else (ScoreFunction(model), _FUNCTION_NOTE)
+    return Built(module, _own_preprocessing(module, channels), notes=() if known else (note,), imagenet=known)
 
 
-def _from_timm(name: str, pretrained: bool, classes: int | None, size: tuple[int, int] | None) -> Built:
+def _from_timm(
+    name: str, pretrained: bool, classes: int | None, size: tuple[int, int] | None, channels: int | None
+) -> Built:
     import timm
 
     architecture, _, tag = name.partition(".")
@@ -94,17 +107,19 @@ def _from_timm(name: str, pretrained: bool, classes: int | None, size: tuple[int
     tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{architecture}.*")]
     if tag and tag not in tags:
         raise LookupError(unknown(f"weights of timm/{architecture}", tag, tags, hint=f"there are: {', '.join(tags)}"))
-    arguments: dict[str, Any] = {} if classes is None else {"num_classes": classes}
+    arguments = _given(num_classes=classes, in_chans=channels)
     config: Any = timm.get_pretrained_cfg(name)
     _check_head(f"timm/{name}", pretrained, classes, config.num_classes)
     if size is not None and config.fixed_input_size:
         arguments["img_size"] = size
     with _weights_at_hand(f"timm/{name}", config.hf_hub_id or config.url, pretrained):
         module = timm.create_model(name, pretrained=pretrained, **arguments)
-    return Built(module, Preprocessing.from_timm(timm.data.resolve_model_data_config(module)))
+    return Built(module, _preprocessing(timm.data.resolve_model_data_config(module), channels))
 
 
-def _from_torchvision(name: str, pretrained: bool, classes: int | None, size: tuple[int, int] | None) -> Built:
+def _from_torchvision(
+    name: str, pretrained: bool, classes: int | None, size: tuple[int, int] | None, channels: int | None
+) -> Built:
     import torchvision.models as zoo
 
     architecture, _, tag = name.partition(":")
@@ -116,25 +131,28 @@ def _from_torchvision(name: str, pretrained: bool, classes: int | None, size: tu
         kinds = [*choices.__members__]
         raise LookupError(unknown(f"weights of torchvision/{architecture}", tag, kinds, hint=f"there are: {kinds}"))
     weights = choices[tag or "DEFAULT"]
+    _check_channels(f"torchvision/{name}", channels)
     _check_head(f"torchvision/{name}", pretrained, classes, len(weights.meta["categories"]))
     with _weights_at_hand(f"torchvision/{name}", Path(weights.url).name, pretrained):
-        arguments = {} if classes is None else {"num_classes": classes}
-        module = zoo.get_model(architecture, weights=weights if pretrained else None, **arguments)
+        module = zoo.get_model(architecture, weights=weights if pretrained else None, **_given(num_classes=classes))
     labels = tuple(weights.meta["categories"]) if pretrained else None
     return Built(module, Preprocessing.from_torchvision(weights.transforms()), labels)
 
 
-def _from_package(name: str, pretrained: bool, classes: int | None, size: tuple[int, int] | None) -> Built:
+def _from_package(
+    name: str, pretrained: bool, classes: int | None, size: tuple[int, int] | None, channels: int | None
+) -> Built:
     if name not in nets.NAMES:
         raise LookupError(unknown("embedded model", name, nets.NAMES, hint=f"there are: {', '.join(nets.NAMES)}"))
+    _check_channels(f"builtin/{name}", channels)
     _check_head(f"builtin/{name}", pretrained, classes, len(nets.CLASSES))
     module: Any = nets.build(name)
     if pretrained:
         load_checkpoint(module, nets.weights_file(name))
     if classes in (None, len(nets.CLASSES)):
-        return Built(module, _own_preprocessing(module), nets.CLASSES)
+        return Built(module, _own_preprocessing(module, channels), nets.CLASSES)
     module.reset_classifier(classes)
-    return Built(module, _own_preprocessing(module))
+    return Built(module, _own_preprocessing(module, channels))
 
 
 def _check_head(name: str, pretrained: bool, classes: int | None, trained: int) -> None:
@@ -145,30 +163,57 @@ def _check_head(name: str, pretrained: bool, classes: int | None, trained: int) 
         )
 
 
-_LIBRARIES: dict[str, Callable[[str, bool, int | None, tuple[int, int] | None], Built]] = {
+def _check_channels(name: str, channels: int | None) -> None:
+    if channels not in (None, 3):
+        raise ValueError(
+            f"--in-chans expects 3 for {name}, whose channels cannot be chosen, found {channels}; take a timm model, "
+            "or build it in a function of yours"
+        )
+
+
+def _given(**arguments: int | None) -> dict[str, Any]:
+    return {name: value for name, value in arguments.items() if value is not None}
+
+
+_LIBRARIES: dict[str, Callable[[str, bool, int | None, tuple[int, int] | None, int | None], Built]] = {
     "timm": _from_timm,
     "torchvision": _from_torchvision,
     "builtin": _from_package,
 }
 
 
-def _from_code(name: str, classes: int | None) -> Built:
+def _from_code(name: str, classes: int | None, channels: int | None) -> Built:
     """Runs the user's own code, as `file.py:callable` or `package.module:callable` asks for."""
     place, _, attribute = name.rpartition(":")
-    module = _imported(place)
-    if not hasattr(module, attribute):
-        known = [key for key in vars(module) if not key.startswith("_")]
+    code = _imported(place)
+    if not hasattr(code, attribute):
+        known = [key for key in vars(code) if not key.startswith("_")]
         raise LookupError(unknown(f"callable in {place}", attribute, known))
-    net = getattr(module, attribute)
-    if isinstance(net, nn.Module):
-        if classes is not None:
-            raise ValueError(f"--num-classes cannot change {name}, which is a finished module; name a function instead")
-    else:
+    model = getattr(code, attribute)
+    if not _is_model(model):
+        arguments = _given(num_classes=classes, in_chans=channels if _takes(model, "in_chans") else None)
         with _user_code(name):
-            net = net() if classes is None else net(num_classes=classes)
-    if not isinstance(net, nn.Module):
-        raise ValueError(f"--model {name} must be a torch.nn.Module or a function that returns one, found {type(net)}")
-    return adopt(net)
+            model = model(**arguments)
+    elif classes is not None:
+        kind = "is a finished module" if isinstance(model, nn.Module) else "gives scores alone"
+        raise ValueError(f"--num-classes cannot change {name}, which {kind}; name a function that builds the model")
+    if not _is_model(model):
+        raise ValueError(
+            f"--model {name} must be a torch.nn.Module or a function that returns one, or a function from pictures "
+            f"(B, C, h, w) to scores (B, K), found {type(model)}"
+        )
+    return adopt(model, channels)
+
+
+def _is_model(model: Any) -> bool:
+    return isinstance(model, nn.Module) or takes_pictures(model)
+
+
+def _takes(function: Any, argument: str) -> bool:
+    with suppress(ValueError, TypeError):  # it is no function, or does not tell
+        parameters = inspect.signature(function).parameters.values()
+        return any(parameter.name == argument or parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+    return False
 
 
 def _imported(place: str) -> Any:
@@ -207,11 +252,21 @@ def _user_code(name: str) -> Iterator[None]:
         raise ValueError(f"--model {name} fails with {type(error).__name__}: {error}") from error
 
 
-def _own_preprocessing(module: nn.Module) -> Preprocessing:
+def _own_preprocessing(module: nn.Module, channels: int | None) -> Preprocessing:
     from timm.data import resolve_data_config
 
-    config = getattr(module, "pretrained_cfg", _IMAGENET)
-    return Preprocessing.from_timm(resolve_data_config(pretrained_cfg=config))
+    return _preprocessing(resolve_data_config(pretrained_cfg=getattr(module, "pretrained_cfg", _IMAGENET)), channels)
+
+
+def _preprocessing(config: Mapping[str, Any], channels: int | None) -> Preprocessing:
+    """What `config`, timm's, says; for other channels than it was written for the mean of its numbers."""
+    own, *size = config["input_size"]
+    count = channels or own
+    numbers = {
+        name: values if len(values) == count else (sum(values) / len(values),) * count
+        for name, values in ((name, config[name]) for name in ("mean", "std"))
+    }
+    return Preprocessing.from_timm({**config, **numbers, "input_size": (count, *size)})
 
 
 @contextmanager

@@ -144,7 +144,7 @@ def verdicts(case: Case, methods: Iterable[Method]) -> Iterator[Verdict]:
 
 def _verdict(case: Case, method: Method) -> Verdict:
     try:
-        method.needs(case.classifier)
+        union(case.classifier, [method])
     except Exception as error:  # noqa: BLE001  # whatever a model does, the other methods are still checked
         foreseen = isinstance(error, LookupError | ValueError) and not isinstance(error, KeyError | IndexError)
         return Verdict(method.name, reason=reason(error) if foreseen else _told(error), foreseen=foreseen)
