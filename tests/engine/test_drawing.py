@@ -80,10 +80,10 @@ def pixels(key: str, method: str = "ig") -> Any:
     return np.asarray(Image.open(OUT / method / f"{key}.png"))
 
 
-def expected(key: str, own: float, limit: float, render: str = "overlay") -> Any:
+def expected(key: str, own: float, limit: float, **given: Any) -> Any:
     photo = decode(Path(key))
     geometry = PREPROCESSING.apply(photo)[1]
-    return np.asarray(draw(photo.pixels, ramp(own), geometry, signed=True, render=render, limit=limit))
+    return np.asarray(draw(photo.pixels, ramp(own), geometry, signed=True, render="overlay", limit=limit, **given))
 
 
 def test_maps_of_a_method_share_a_limit_and_their_colours_can_be_compared() -> None:
@@ -105,6 +105,19 @@ def test_as_a_heatmap_the_same_number_is_the_same_index() -> None:
     # 127 is zero; half of the limit is half of the way to the strongest colour.
     assert (pixels("a.png").min(), pixels("a.png").max()) == (64, 190)
     assert (pixels("b.png").min(), pixels("b.png").max()) == (0, 254)
+
+
+def test_maps_of_segments_are_drawn_with_their_borders_and_rows_of_older_runs_without() -> None:
+    explain("a.png", 1.0, 1.0)
+    record = [*rows().values()]
+    new, old = ({**row, "segments": {"value": [1.0]}} for row in record)
+    del old["segments"]
+    with ManifestWriter(MANIFEST) as manifest:
+        manifest.append([new, old])
+    drawn()
+    np.testing.assert_array_equal(pixels("a.png"), expected("a.png", 1.0, 1.0, outlined=True))
+    np.testing.assert_array_equal(pixels("a.png", "lrp"), expected("a.png", 1.0, 1.0))
+    assert (pixels("a.png") != pixels("a.png", "lrp")).any()
 
 
 def test_what_is_drawn_is_left_alone_until_the_limit_changes() -> None:

@@ -34,6 +34,14 @@ def test_a_row_says_how_its_map_is_drawn(scale: str, relevance: Any, expected: R
     assert scale_of(relevance, DrawingOptions(scale=scale)) == expected
 
 
+@pytest.mark.parametrize("scale", ["image", "run"])
+def test_the_strongest_of_segments_gets_the_strongest_colour_however_small_it_is(scale: str) -> None:
+    found = scale_of(RAMP, DrawingOptions(scale=scale), segmented=True) or {}
+    assert found["percentile"] == 100.0
+    assert found["limit" if scale == "image" else "own"] == 1.0
+    assert (scale_of(RAMP, DrawingOptions(scale="fixed:0.25"), segmented=True) or {})["limit"] == 0.25
+
+
 def test_without_a_picture_there_is_nothing_to_say_but_for_the_contact_sheet_of_the_run() -> None:
     assert scale_of(RAMP, DrawingOptions(render="none")) is None
     assert scale_of(RAMP, DrawingOptions(render="none", scale="fixed:1")) is None

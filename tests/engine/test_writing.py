@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,19 @@ def test_pictures_that_wait_for_their_scale_are_not_written_and_those_of_earlier
     written = Writer(tmp_path, DrawingOptions(scale="run")).write(outcome())
     assert [row["files"] for row in written.rows] == [{"npy": "ig/cat.jpg.npy"}, {"npy": "lrp/cat.jpg.npy"}]
     assert not list(tmp_path.rglob("*.png"))
+
+
+def test_a_map_of_segments_is_drawn_with_their_borders_and_its_row_says_what_was_found_of_each(tmp_path: Path) -> None:
+    plain = outcome()
+    said = {"value": [0.123456789, float("nan")], "pixels": [3000000, 2], "centre": [[1.0, 2.5]], "label": ["#ff0000"]}
+    maps = [replace(made, segments=said) for made in plain.maps if isinstance(made, Map)]
+    pictures = []
+    for name, each in (("plain", plain), ("parted", replace(plain, maps=[*maps]))):
+        row, _ = Writer(tmp_path / name, DrawingOptions()).write(each).rows
+        pictures.append((tmp_path / name / row["files"]["png"]).read_bytes())
+        expected = {**said, "value": [0.123457, None]} if name == "parted" else None
+        assert row["segments"] == expected
+    assert pictures[0] != pictures[1]
 
 
 def refuse_maps_of_ig(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:

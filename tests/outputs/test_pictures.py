@@ -132,6 +132,71 @@ def test_side_by_side_is_the_untouched_photo_and_the_overlay() -> None:
     assert (both[:, 500:-500] == 255).all()
 
 
+LINE = round(0.5 * (50 + 128 * 165 // 255) + 0.5 * 255)
+"""A line on the grey photo."""
+
+
+def halves(where: int) -> NDArray[np.float32]:
+    """A map of segments (10, 10): to the left of column `where`, and to the right, both of too little to be seen."""
+    return np.where(np.arange(10) < where, 0, 1e-6).astype(np.float32) * np.ones((10, 1), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("geometry", "size", "expected"),
+    [
+        (Geometry((100, 100), (0, 0, 100, 100), (10, 10)), (100, 100), [30]),
+        (Geometry((100, 100), (20, 20, 80, 80), (10, 10)), (100, 100), [38]),
+        (Geometry((100, 100), (-50, -50, 150, 150), (10, 10)), (100, 100), [10]),
+        (Geometry((100, 100), (0.5, 0, 99.5, 100), (10, 10)), (100, 100), [30]),  # at 30.2: 30.5 is beyond it
+        (Geometry((2000, 2000), (0, 0, 2000, 2000), (10, 10)), (1000, 1000), [299, 300]),
+        (Geometry((2000, 20), (0, 0, 2000, 20), (10, 10)), (2000, 20), [598, 599, 600, 601]),
+        (Geometry((5, 5), (0, 0, 5, 5), (10, 10)), (5, 5), [1]),  # of the two places in a pixel the second
+    ],
+)
+def test_lines_part_segments_exactly_where_they_lie_on_the_photo(
+    geometry: Geometry, size: tuple[int, int], expected: list[int]
+) -> None:
+    for turned in (False, True):
+        if turned:
+            seen = geometry.seen
+            geometry = Geometry(geometry.original[::-1], (seen[1], seen[0], seen[3], seen[2]), geometry.map)
+        relevance = halves(3).T if turned else halves(3)
+        photo = grey_photo(*(size[::-1] if turned else size))
+        drawn = draw(photo, relevance, geometry, signed=True, render="overlay", limit=1.0, outlined=True)
+        pixels = np.asarray(drawn)[..., 0]
+        plain = np.asarray(draw(photo, relevance, geometry, signed=True, render="overlay", limit=1.0))[..., 0]
+        changed = (pixels != plain).any(axis=1 if turned else 0)
+        assert np.flatnonzero(changed).tolist() == expected
+        assert set(pixels[pixels != plain].tolist()) == {LINE}
+
+
+def test_colours_of_segments_do_not_run_into_each_other_and_the_unseen_part_has_no_lines() -> None:
+    photo, relevance = noise_photo(300, 200), np.sign(halves(5) - 1e-7)
+    geometry = Geometry((300, 200), (50, 0, 250, 200), (10, 10))
+    plain, outlined = (
+        np.asarray(draw(photo, relevance, geometry, signed=True, render="overlay", outlined=each)).astype(int)
+        for each in (False, True)
+    )
+    assert (plain[:, :50] == outlined[:, :50]).all()
+    assert (plain[:, 250:] == outlined[:, 250:]).all()
+    assert (plain[:, 140:160] != outlined[:, 140:160]).any(axis=2).mean() > 0.9
+    blue, red = outlined[:, 50:150], outlined[:, 151:250]
+    assert (blue[..., 2] > blue[..., 0]).all()
+    assert (red[..., 0] > red[..., 2]).all()
+
+
+def test_a_heatmap_has_no_lines_and_of_two_pictures_side_by_side_only_the_overlay_has() -> None:
+    photo, geometry = noise_photo(100, 100), Geometry((100, 100), (0, 0, 100, 100), (10, 10))
+
+    def drawn(render: str, outlined: bool) -> NDArray[np.uint8]:
+        return np.asarray(draw(photo, halves(3), geometry, signed=True, render=render, limit=1.0, outlined=outlined))
+
+    np.testing.assert_array_equal(drawn("heatmap", True), drawn("heatmap", False))
+    np.testing.assert_array_equal(drawn("side-by-side", True)[:, :100], photo)
+    np.testing.assert_array_equal(drawn("side-by-side", True)[:, -100:], drawn("overlay", True))
+    assert (drawn("overlay", True) != drawn("overlay", False)).any()
+
+
 def test_what_cannot_be_drawn_is_refused() -> None:
     photo, zero = grey_photo(500, 375), np.zeros((224, 224), np.float32)
     with pytest.raises(ValueError, match="not as 'none'"):

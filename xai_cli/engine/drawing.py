@@ -132,7 +132,7 @@ class Drawer:
         limit = self.limits.get(row["method"])
         picture = draw(
             photo, relevance, Geometry.from_row(row["geometry"]),
-            signed=row["signed"], render=self.drawing.render, limit=limit,
+            signed=row["signed"], render=self.drawing.render, limit=limit, outlined=bool(row.get("segments")),
         )  # fmt: skip
         data = encode_png(picture)
         write_atomically(resolve_inside(self.out, path), data)

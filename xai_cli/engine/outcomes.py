@@ -67,7 +67,8 @@ class Loaded:
 class Map:
     """One map of a picture: `relevance` `(h, w)` by one method for one target, and what was measured of it.
 
-    `batch` says how much was computed at once: in another shape a map differs in its last digits.
+    `batch` says how much was computed at once: in another shape a map differs in its last digits. `segments` is what
+    the method says of each segment, if the map has one value per segment: `{name: one value per segment}`.
     """
 
     method: str
@@ -81,6 +82,7 @@ class Map:
     notes: tuple[str, ...]
     batch: Mapping[str, int]
     seconds: float
+    segments: Mapping[str, list[Any]] | None = None
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from xai_cli.engine.drawing import is_as_explained
@@ -74,9 +76,20 @@ def _cells(
     # Drawn small rather than reduced: neighbouring red and blue would average to grey.
     photo = display_copy(picture.pixels, _CELL)
     cells: list[Image.Image | None] = [Image.fromarray(photo)]
-    cells += [None if method not in maps else draw(
-        photo, arrays[method], Geometry.from_row(maps[method]["geometry"]),
-        signed=maps[method]["signed"], render="overlay", percentile=drawing.percentile, limit=limits.get(method),
-    ) for method in methods]  # fmt: skip
+    cells += [
+        _cell(photo, arrays[method], maps[method], drawing, limits.get(method)) if method in maps else None
+        for method in methods
+    ]
     first = next(iter(maps.values()))
     return caption(record[0]["key"], first["target"]["name"], first["target"]["probability"]), cells
+
+
+def _cell(
+    photo: NDArray[np.uint8], relevance: NDArray[np.float32], row: Row, drawing: DrawingOptions, limit: float | None
+) -> Image.Image:
+    """The map drawn as its own picture is, over the small photo."""
+    segmented = bool(row.get("segments"))
+    return draw(
+        photo, relevance, Geometry.from_row(row["geometry"]), signed=row["signed"], render="overlay",
+        percentile=100 if segmented else drawing.percentile, limit=limit, outlined=segmented,
+    )  # fmt: skip

@@ -4,6 +4,9 @@ Only pictures depend on it; arrays are raw. In a manifest row `scale` says how t
 `fixed`), the `percentile` that was taken, the `limit` that got the strongest colour, and `clipped`, the share of the
 pixels beyond it. A map of zeros has no colour, and by image no limit. By run, `own` is the limit that the map would
 have by image; `limit` is null until the map is drawn.
+
+The percentile is one of pixels. Of a map with one value per segment it is always 100: a small segment with the largest
+value would else be drawn like the next ones.
 """
 
 from __future__ import annotations
@@ -21,17 +24,18 @@ from xai_cli.heatmaps import colour_limit
 from xai_cli.outputs.manifest import Row
 
 
-def scale_of(relevance: NDArray[np.float32], drawing: DrawingOptions) -> Row | None:
+def scale_of(relevance: NDArray[np.float32], drawing: DrawingOptions, *, segmented: bool = False) -> Row | None:
     """The `scale` of the row of a new map; None if no picture depends on it."""
     by = drawing.scale.partition(":")[0]
     if drawing.render == "none" and by != "run":  # by run, the contact sheet will depend on all of them
         return None
     if by == "fixed":
         return {"by": by, "percentile": None, **at_limit(relevance, drawing.fixed)}
-    own = _short(colour_limit(relevance, drawing.percentile)) if relevance.any() else None
+    percentile = 100.0 if segmented else drawing.percentile
+    own = _short(colour_limit(relevance, percentile)) if relevance.any() else None
     if by == "run":
-        return {"by": by, "percentile": drawing.percentile, "own": own, "limit": None, "clipped": None}
-    return {"by": by, "percentile": drawing.percentile, **at_limit(relevance, own)}
+        return {"by": by, "percentile": percentile, "own": own, "limit": None, "clipped": None}
+    return {"by": by, "percentile": percentile, **at_limit(relevance, own)}
 
 
 def at_limit(relevance: NDArray[np.float32], limit: float | None) -> Row:

@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from xai_cli.engine.checks import is_degenerate, warnings
 from xai_cli.engine.options import DrawingOptions
@@ -92,7 +93,7 @@ class Writer:
             places = {kind: resolve_inside(self.out, path) for kind, path in paths.items()}
         except ValueError as error:
             return _failed(outcome, made, "OutsideOutput", str(error))
-        scale = scale_of(made.relevance, self.drawing)
+        scale = scale_of(made.relevance, self.drawing, segmented=made.segments is not None)
         files = {"npy": array_bytes(made.relevance)}
         if scale and "png" in paths and not self.drawing.drawn_last:
             files["png"] = self._png(picture, made, scale["limit"])
@@ -117,7 +118,8 @@ class Writer:
             "geometry": picture.geometry.as_row(),
             "layer": made.layer,
             "rule": made.rule,
-            "checks": {name: _json_number(value) for name, value in checks.items()},
+            "checks": {name: _json_value(value) for name, value in checks.items()},
+            "segments": {name: _json_value(values) for name, values in (made.segments or {}).items()} or None,
             "warnings": [*picture.warnings, *made.notes, *warnings(made.method, checks)],
             "batch": dict(made.batch),
             "seconds": {name: round(value, 4) for name, value in seconds.items()},
@@ -125,8 +127,10 @@ class Writer:
 
     def _png(self, picture: Loaded, made: Map, limit: float | None) -> bytes:
         """The map drawn on its photo."""
-        render = self.drawing.render
-        image = draw(picture.photo, made.relevance, picture.geometry, signed=made.signed, render=render, limit=limit)
+        image = draw(
+            picture.photo, made.relevance, picture.geometry,
+            signed=made.signed, render=self.drawing.render, limit=limit, outlined=bool(made.segments),
+        )  # fmt: skip
         return encode_png(image)
 
 
@@ -135,6 +139,12 @@ def _failed(outcome: Explained, made: Map, type: str, message: str, *, transient
     return Failed(image, "write", type, message, transient, method=made.method, target=made.target).as_row()
 
 
-def _json_number(value: float | bool) -> float | bool | None:
-    """JSON knows no NaN and no infinity: a check without a number is null."""
-    return value if isinstance(value, bool) else float(f"{value:.6g}") if math.isfinite(value) else None
+def _json_value(value: Any) -> Any:
+    """The value, or list of them, rounded. JSON knows no NaN and no infinity: what should be a number and is none is
+    null.
+    """
+    if isinstance(value, list):
+        return [_json_value(each) for each in value]
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    return value

@@ -1,7 +1,8 @@
 """A map becomes a picture: alone as a heatmap, or registered on the untouched photo as an overlay.
 
 In an overlay every colour is relevance: the photo below is grey, and shows through least where relevance is strongest.
-What the model never saw (it lies outside `geometry.seen`) is darkened and hatched, with a line at the border.
+What the model never saw (it lies outside `geometry.seen`) is darkened and hatched, with a line at the border. A map of
+segments has crisp colours, and thin pale lines where its value changes.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ STRONGEST_OPACITY = 0.8  # more would hide what the photo shows there
 SEEN_TONES = 50 + np.arange(256) * 165 // 255
 UNSEEN_STEP, UNSEEN_TONE = 20, 8  # 13 levels, never above the hatch: dark, and cheap to compress
 HATCH_TONE = 96
+LINE_OPACITY = 0.5  # of the lines between segments: so many may there be that they would cover the photo
 COLOUR_STEP = 3  # the colours are multiples of it, a level off at most, and the files a fifth smaller
 
 
@@ -41,6 +43,7 @@ def draw(
     render: str,
     percentile: float = 97.0,
     limit: float | None = None,
+    outlined: bool = False,
 ) -> Image.Image:
     """Return the picture of one map `(h, w)`.
 
@@ -49,7 +52,7 @@ def draw(
     - `side-by-side`: the untouched photo, a gap, the overlay.
 
     `photo` is uint8 `(H, W, 3)`, upright: the original or a reduced copy of it. Without `limit` the strongest colour is
-    given to the map's own `percentile`.
+    given to the map's own `percentile`. In an `outlined` overlay lines part what has different relevance.
 
     Raises:
         ValueError: if the map holds NaN or infinity, is not of the geometry's size, or there is no such render.
@@ -63,11 +66,10 @@ def draw(
         heatmap = Image.fromarray(indices)
         heatmap.putpalette(palette(signed).tobytes())
         return heatmap
-    if render == "overlay":
-        return _overlay(photo, indices, geometry, signed)
-    if render == "side-by-side":
-        return _beside(Image.fromarray(photo), _overlay(photo, indices, geometry, signed))
-    raise ValueError(f"a picture is drawn as overlay, heatmap or side-by-side, not as {render!r}")
+    if render not in ("overlay", "side-by-side"):
+        raise ValueError(f"a picture is drawn as overlay, heatmap or side-by-side, not as {render!r}")
+    overlay = _overlay(photo, indices, geometry, signed, relevance if outlined else None)
+    return overlay if render == "overlay" else _beside(Image.fromarray(photo), overlay)
 
 
 def display_copy(pixels: NDArray[np.uint8], longest: int) -> NDArray[np.uint8]:
@@ -89,7 +91,13 @@ def encode_png(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def _overlay(photo: NDArray[np.uint8], indices: NDArray[np.uint8], geometry: Geometry, signed: bool) -> Image.Image:
+def _overlay(
+    photo: NDArray[np.uint8],
+    indices: NDArray[np.uint8],
+    geometry: Geometry,
+    signed: bool,
+    outlined: NDArray[np.float32] | None,
+) -> Image.Image:
     """Return the overlay, made of whole pixels as 4 bytes: red, green, blue, one to spare."""
     grey = np.asarray(Image.fromarray(photo).convert("L"))
     height, width = grey.shape
@@ -98,8 +106,17 @@ def _overlay(photo: NDArray[np.uint8], indices: NDArray[np.uint8], geometry: Geo
     line = max(1, max(width, height) // 500)
     picture = _unseen(grey, line)
     picture[max(0, y0 - line) : y1 + line, max(0, x0 - line) : x1 + line] = 0xFFFFFFFF  # a white border, once filled
-    layer = np.asarray(_registered(indices, geometry, scale, part))
+    edges = _edges_on_map(geometry, scale, part)
+    if outlined is None:
+        layer = np.asarray(_interpolated(indices, edges, (x1 - x0, y1 - y0)))
+    else:
+        rows, columns = _nearest(geometry.map, edges, (x1 - x0, y1 - y0))
+        layer = indices[np.ix_(rows, columns)]
     picture[y0:y1, x0:x1] = _colours(signed).take(layer * np.uint16(256) + grey[y0:y1, x0:x1])
+    if outlined is not None:
+        seen = picture.view(np.uint8).reshape(height, width, 4)[y0:y1, x0:x1]
+        borders = _borders(outlined, rows, columns, line)
+        seen[borders] = np.rint((1 - LINE_OPACITY) * seen[borders] + LINE_OPACITY * 255)
     return Image.frombytes("RGB", (width, height), picture, "raw", "RGBX")
 
 
@@ -118,23 +135,52 @@ def _unseen(grey: NDArray[np.uint8], line: int) -> NDArray[np.uint32]:
     return np.maximum(grey // UNSEEN_STEP * UNSEEN_TONE, diagonals) * np.uint32(0x01010101)
 
 
-def _registered(
-    indices: NDArray[np.uint8], geometry: Geometry, scale: tuple[float, float], part: Pixels
-) -> Image.Image:
-    """Return the part of the map that lies over the pixels `part`, in their size.
+def _edges_on_map(geometry: Geometry, scale: tuple[float, float], part: Pixels) -> Edges:
+    """Return where on the map the pixels `part` lie."""
+    x0, y0, x1, y1 = part
+    return *geometry.to_map(x0 / scale[0], y0 / scale[1]), *geometry.to_map(x1 / scale[0], y1 / scale[1])
+
+
+def _interpolated(indices: NDArray[np.uint8], edges: Edges, size: tuple[int, int]) -> Image.Image:
+    """Return the part of the map inside `edges`, as so many pixels.
 
     The indices are interpolated instead of the relevance: quantising is linear up to the limit, and bytes are faster.
     """
-    left, top = geometry.to_map(part[0] / scale[0], part[1] / scale[1])
-    right, bottom = geometry.to_map(part[2] / scale[0], part[3] / scale[1])
+    left, top, right, bottom = edges
+    height, width = indices.shape
     # A pixel seen in part reaches over the map's edge, where Pillow refuses to read: repeat the edge. By no more than
     # the map's size, for where the whole map is a fraction of a pixel wide (a panorama) it would reach very far.
-    reach = ceil(max(0, -left, -top, right - geometry.map[0], bottom - geometry.map[1]))
-    margin = min(reach, max(geometry.map))
+    reach = ceil(max(0, -left, -top, right - width, bottom - height))
+    margin = min(reach, max(width, height))
     padded = Image.fromarray(np.pad(indices, margin, mode="edge"))
     start = max(0, left + margin), max(0, top + margin)
     box = *start, min(padded.width, right + margin), min(padded.height, bottom + margin)
-    return padded.resize((part[2] - part[0], part[3] - part[1]), Image.Resampling.BILINEAR, box=box)
+    return padded.resize(size, Image.Resampling.BILINEAR, box=box)
+
+
+def _nearest(shape: tuple[int, int], edges: Edges, size: tuple[int, int]) -> list[NDArray[np.intp]]:
+    """Return the row, and the column, of a map of that `shape` in which the centre of each of `size` pixels lies."""
+    places = []
+    for axis in (1, 0):
+        start, end = edges[axis], edges[axis + 2]
+        centres = start + (np.arange(size[axis]) + 0.5) * (end - start) / size[axis]
+        places.append(np.floor(centres).clip(0, shape[axis] - 1).astype(np.intp))
+    return places
+
+
+def _borders(
+    relevance: NDArray[np.float32], rows: NDArray[np.intp], columns: NDArray[np.intp], line: int
+) -> NDArray[np.bool_]:
+    """Return which pixels are on a line, so wide, between places of different value."""
+
+    def beside(places: NDArray[np.intp]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        each = np.arange(len(places))
+        return places[np.maximum(each - (line + 1) // 2, 0)], places[np.minimum(each + line // 2, len(each) - 1)]
+
+    (above, below), (left, right) = beside(rows), beside(columns)
+    upright = relevance[np.ix_(rows, left)] != relevance[np.ix_(rows, right)]
+    level = relevance[np.ix_(above, columns)] != relevance[np.ix_(below, columns)]
+    return upright | level
 
 
 @lru_cache(maxsize=2)
