@@ -43,8 +43,7 @@ def test_all_methods_and_targets_share_one_forward_and_each_target_one_backward(
     needs = union(classifier, methods)
     counts = counted(classifier, monkeypatch)
     passed = plain_pass(classifier, inputs, needs)
-    for target, last in ((0, False), (2, True)):
-        evidence = passed.evidence([Target(target)] * 2, chunk=2, last=last)
+    for evidence in passed.evidences([[Target(0)] * 2, [Target(2)] * 2], chunk=2):
         for method in methods:
             method.attribute(evidence)
     assert counts == {"forward": 1, "backward": 2}

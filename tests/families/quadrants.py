@@ -25,8 +25,8 @@ def quadrant_shares(classifier: Classifier, names: Sequence[str]) -> dict[str, T
     passed = plain_pass(classifier, _pictures(classifier.preprocessing.size[0]), Needs(layers=(layer,), logits=True))
     assert passed.logits is not None
     moved = {name: torch.zeros(4, 4) for name in names}
-    for index in range(classes := min(passed.logits.shape[1], 10)):
-        evidence = passed.evidence([Target(index)] * 5, chunk=5, last=index == classes - 1)
+    classes = min(passed.logits.shape[1], 10)
+    for evidence in passed.evidences([[Target(index)] * 5 for index in range(classes)], chunk=5):
         for name, method in methods.items():
             moved[name] += _moved(method.attribute(evidence).relevance)
     return {name: each / each.sum(dim=1, keepdim=True) for name, each in moved.items()}

@@ -146,19 +146,19 @@ class Attributor:
         labels = self._classifier.labels
         targets = [self._rule.choose(row, key, labels) for row, key in zip(scores, keys, strict=True)]
         maps: list[list[Map | Failed]] = [[] for _ in pictures]
-        for rank, ranked in enumerate(zip(*targets, strict=True)):
-            last = rank == len(targets[0]) - 1
-            evidence = passed.evidence(ranked, chunk=self._chunk, keys=keys, seed=self._seed, last=last)
-            described = [self._described(*each) for each in zip(ranked, scores, probabilities, strict=True)]
+        ranks = [*zip(*targets, strict=True)]
+        for evidence in passed.evidences(ranks, chunk=self._chunk, keys=keys, seed=self._seed):
+            ranked = zip(ranks[evidence.rank], scores, probabilities, strict=True)
+            described = [self._described(*each) for each in ranked]
             for method in self._methods:
-                for made, each in zip(maps, self._maps(method, evidence, pictures, described, rank), strict=True):
+                for made, each in zip(maps, self._maps(method, evidence, pictures, described), strict=True):
                     made.append(each)
         for picture, row, made in zip(pictures, probabilities, maps, strict=True):
             best = (-row).argsort(kind="stable")[:5]
             yield Explained(picture, [[int(index), round(float(row[index]), 6)] for index in best], made)
 
     def _maps(
-        self, method: Method, evidence: Evidence, pictures: list[Loaded], targets: list[dict[str, Any]], rank: int
+        self, method: Method, evidence: Evidence, pictures: list[Loaded], targets: list[dict[str, Any]]
     ) -> list[Map | Failed]:
         """What one method makes of a batch; of a picture alone also that the method fails on it."""
         start = time.perf_counter()
@@ -175,11 +175,12 @@ class Attributor:
         seconds = (time.perf_counter() - start) / len(pictures)
         batch = {"pictures": self._rows, "samples": self._chunk}
         said = (attribution.layer, attribution.rule, attribution.notes)
+        segments = attribution.segments or (None,) * len(pictures)
         return [
-            Map(method.name, target, rank, array, attribution.signed, checked, *said, batch, seconds)
+            Map(method.name, target, evidence.rank, array, attribution.signed, checked, *said, batch, seconds, parts)
             if np.isfinite(array).all()
             else _failed(picture, method, target, "NonFinite", f"the map of {method.name} holds NaN or infinity")
-            for picture, target, array, checked in zip(pictures, targets, arrays, checks, strict=True)
+            for picture, target, array, checked, parts in zip(pictures, targets, arrays, checks, segments, strict=True)
         ]
 
     def _pass(self, pictures: list[Loaded]) -> PlainPass:

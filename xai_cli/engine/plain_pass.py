@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -26,33 +26,51 @@ class PlainPass:
     needs: Needs
     activations: dict[str, Tensor]
 
-    def evidence(
-        self, targets: Sequence[Target], *, chunk: int, keys: Sequence[str] = (), seed: int = 0, last: bool = True
-    ) -> Evidence:
-        """The evidence for one target per picture: the shared backward pass. After the `last` one the graph is gone.
+    def evidences(
+        self, ranks: Sequence[Sequence[Target]], *, chunk: int, keys: Sequence[str] = (), seed: int = 0
+    ) -> Iterator[Evidence]:
+        """The evidence for each rank of targets, one target per picture: the shared backward pass. After the last rank
+        the graph is gone.
 
         There may be fewer targets than rows: the rows beyond are padding and left out. `keys` name the pictures, which
         with `seed` gives what is random about them.
         """
-        rows = len(targets)
-        device = self.inputs.device
-        chosen = torch.tensor([target.index for target in targets], device=device)
-        # All pictures of a run share one kind of target, so either all have a contrast or none.
-        against = [target.against for target in targets if target.against is not None]
+        rows = len(ranks[0])
+        everyone = tuple(self._goal(targets) for targets in ranks)
         evidence = Evidence(
             classifier=self.classifier,
             inputs=self.inputs[:rows].detach(),
-            targets=chosen,
-            contrasts=torch.tensor(against, device=device) if against else None,
+            targets=everyone[0][0],
+            contrasts=everyone[0][1],
             logits=None if self.logits is None else self.logits[:rows].detach(),
             activations={name: tensor[:rows].detach() for name, tensor in self.activations.items()},
+            everyone=everyone,
+            keys=tuple(keys) or ("",) * rows,
             seeds=tuple(seed_of(key, seed) for key in keys or [""] * rows),
             batch=len(self.inputs),
             chunk=chunk,
         )
+        for rank, (targets, contrasts) in enumerate(everyone):
+            ranked = replace(evidence, targets=targets, contrasts=contrasts, rank=rank, _shared={})
+            yield self._differentiated(ranked, last=rank == len(everyone) - 1)
+
+    def evidence(self, targets: Sequence[Target], *, chunk: int, keys: Sequence[str] = (), seed: int = 0) -> Evidence:
+        """The evidence for one target per picture, after which the graph is gone."""
+        return next(self.evidences([targets], chunk=chunk, keys=keys, seed=seed))
+
+    def _goal(self, targets: Sequence[Target]) -> tuple[Tensor, Tensor | None]:
+        device = self.inputs.device
+        # All pictures of a run share one kind of target, so either all have a contrast or none.
+        against = [target.against for target in targets if target.against is not None]
+        chosen = torch.tensor([target.index for target in targets], device=device)
+        return chosen, torch.tensor(against, device=device) if against else None
+
+    def _differentiated(self, evidence: Evidence, *, last: bool) -> Evidence:
+        """The evidence with the gradients that methods need."""
         wanted = [self.inputs] * self.needs.input_gradient + [self.activations[name] for name in self.needs.layers]
         if self.logits is None or not wanted:
             return evidence
+        rows = len(evidence.inputs)
         scores = evidence.scores(self.logits[:rows])
         gradients = [each[:rows] for each in self.classifier.gradient(scores, wanted, keep_graph=not last)]
         return replace(
@@ -81,6 +99,8 @@ def union(classifier: Classifier, methods: Sequence[Method]) -> Needs:
     needs, unfit = Needs(), dict[str, list[str]]()
     for method in methods:
         try:
+            if method.by_gradient:
+                classifier.check_differentiable()
             needs |= method.needs(classifier)
         except (LookupError, ValueError) as error:
             if len(methods) == 1 or isinstance(error, KeyError | IndexError):  # these are mistakes of ours

@@ -28,8 +28,6 @@ class LayerMap(Method):
     """A map on the grid of a late layer, enlarged to the model's input; of several layers the mean."""
 
     family: ClassVar[str] = "cam"
-    by_gradient: ClassVar[bool] = True
-    """Whether the gradient of the score takes part, so that there is no map where it is zero."""
 
     layer: Layers = None
     relu: Relu = True

@@ -32,6 +32,7 @@ class AttentionRollout(AttentionMap):
 
     name: ClassVar[str] = "attention-rollout"
     class_specific: ClassVar[bool] = False
+    by_gradient: ClassVar[bool] = False
 
     heads: Annotated[
         Literal["mean", "max", "min"], Option("What is taken of the heads of a layer; mean is the published one.")

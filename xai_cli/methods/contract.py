@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import TYPE_CHECKING, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from xai_cli.options import Options
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from torch import Generator, Tensor
 
     from xai_cli.classifiers.classifier import Classifier
+
+    Goal = tuple[Tensor, Tensor | None]
 
 _Made = TypeVar("_Made")
 
@@ -75,6 +77,9 @@ class Evidence:
         logits: `(B, K)` float32; None if no method needs them and there was no target to choose.
         input_gradient: `(B, C, h, w)` gradient of the score, if some method needs it.
         activations, gradients: `{layer: tensor as the layer gave it, batch first}`, if some method needs them.
+        everyone: `(targets, contrasts)` of every target that the pictures are explained for, each as above; those of
+            this evidence are at `rank`.
+        keys: the names of the pictures.
         seeds: one number per picture, where all that is random about it begins: the same wherever it stands in a run.
         batch: pictures of a full batch, of which there may be fewer here.
         chunk: rows per pass that the memory budget allows.
@@ -88,17 +93,18 @@ class Evidence:
     input_gradient: Tensor | None = None
     activations: Mapping[str, Tensor] = field(default_factory=dict)
     gradients: Mapping[str, Tensor] = field(default_factory=dict)
+    everyone: tuple[Goal, ...] = ()
+    rank: int = 0
+    keys: tuple[str, ...] = ()
     seeds: tuple[int, ...] = ()
     batch: int = 1
     chunk: int = 8
     _shared: dict[Hashable, object] = field(default_factory=dict, repr=False)
+    _common: dict[Hashable, object] = field(default_factory=dict, repr=False)
 
     def scores(self, logits: Tensor, rows: Tensor | slice = slice(None)) -> Tensor:
         """The explained score `(N,)` of `logits` `(N, K)`, whose n-th row belongs to picture `rows[n]` of the batch."""
-        chosen = logits.gather(1, self.targets[rows, None]).squeeze(1)
-        if self.contrasts is None:
-            return chosen
-        return chosen - logits.gather(1, self.contrasts[rows, None]).squeeze(1)
+        return score_of(logits, self.targets[rows], None if self.contrasts is None else self.contrasts[rows])
 
     def chunks(self, samples: int, *, most: int | None = None) -> Iterator[tuple[Tensor, Tensor, int]]:
         """All pairs (picture, sample) packed into full chunks: `rows (n,)`, `samples (n,)` and how many are real.
@@ -109,11 +115,19 @@ class Evidence:
         import torch
 
         pairs = torch.arange(len(self.inputs) * samples, device=self.inputs.device)
-        size = self.rows_per_pass(most or samples)
-        for part in pairs.split(size):
-            real = len(part)
-            part = torch.cat([part, part[-1:].expand(size - real)])
-            yield part // samples, part % samples, real
+        yield from self.packed(pairs // samples, pairs % samples, self.rows_per_pass(most or samples))
+
+    def packed(self, rows: Tensor, samples: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor, int]]:
+        """The pairs of `rows` and `samples`, both `(N,)`, in chunks of `size`, as `chunks` gives them."""
+        import torch
+
+        for some, their in zip(rows.split(size), samples.split(size), strict=True):
+            missing = size - len(some)
+            yield (
+                torch.cat([some, some[-1:].expand(missing)]),
+                torch.cat([their, their[-1:].expand(missing)]),
+                len(some),
+            )
 
     def rows_per_pass(self, samples: int) -> int:
         """How many rows a pass has when each picture has so many samples: no more than a full batch of them fills."""
@@ -143,9 +157,11 @@ class Evidence:
 
     def shared(self, key: Hashable, make: Callable[[], _Made]) -> _Made:
         """What `make` gives, made once for all methods that ask for `key` on this batch and target."""
-        if key not in self._shared:
-            self._shared[key] = make()
-        return self._shared[key]  # type: ignore[return-value]  # a key always stands for the same thing
+        return _made_once(self._shared, key, make)
+
+    def common(self, key: Hashable, make: Callable[[], _Made]) -> _Made:
+        """As `shared`, but made once for all targets of the batch."""
+        return _made_once(self._common, key, make)
 
     def score_gradient(self, points: Tensor, rows: Tensor) -> Tensor:
         """Gradient `(N, C, h, w)` of each point's score with respect to that point; `points` `(N, C, h, w)`."""
@@ -162,6 +178,18 @@ class Evidence:
         return logits.detach(), gradient
 
 
+def score_of(logits: Tensor, targets: Tensor, contrasts: Tensor | None) -> Tensor:
+    """The logit `(N,)` of each row's target, `logits` `(N, K)`, less that of its contrast, if there is one."""
+    chosen = logits.gather(1, targets[:, None]).squeeze(1)
+    return chosen if contrasts is None else chosen - logits.gather(1, contrasts[:, None]).squeeze(1)
+
+
+def _made_once(store: dict[Hashable, object], key: Hashable, make: Callable[[], _Made]) -> _Made:
+    if key not in store:
+        store[key] = make()
+    return store[key]  # type: ignore[return-value]  # a key always stands for the same thing
+
+
 @dataclass(frozen=True)
 class Attribution:
     """What a method says of one batch.
@@ -173,6 +201,8 @@ class Attribution:
         layer: the layer looked at, if the method looks at one.
         rule: the rule set that was applied, if the method chose one by the model.
         notes: what a reader of each map should know.
+        segments: of each picture what is said of each of its segments, `{name: one value per segment}`, if the map has
+            one value per segment.
     """
 
     relevance: Tensor
@@ -181,6 +211,7 @@ class Attribution:
     layer: str | None = None
     rule: str | None = None
     notes: tuple[str, ...] = ()
+    segments: tuple[Mapping[str, list[Any]], ...] = ()
 
 
 class Method(Options, ABC):
@@ -197,6 +228,8 @@ class Method(Options, ABC):
     """Options with which a model is checked for all methods, where the method's own would take thousands of passes."""
     class_specific: ClassVar[bool] = True
     """False if the map is the same whatever class is explained."""
+    by_gradient: ClassVar[bool] = True
+    """False if the method differentiates nothing, so that the model may be any function."""
 
     @abstractmethod
     def needs(self, classifier: Classifier) -> Needs:
