@@ -34,6 +34,13 @@ STAND_INS = {
 }
 
 
+PREDICT = """
+
+def predict(pictures):
+    return pictures.numpy().mean(axis=(2, 3))
+"""
+
+
 @pytest.fixture
 def workplace(tmp_path, monkeypatch):
     """A folder with everything that README's commands name."""
@@ -45,7 +52,7 @@ def workplace(tmp_path, monkeypatch):
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / "names.txt").write_text("photos/cat.jpg\n")
     (tmp_path / "names.json").write_text(json.dumps(["ant", "bee", "cat"]))
-    (tmp_path / "net.py").write_text((ROOT / "tests/nets.py").read_text() + "\n\nmake = conv_net\n")
+    (tmp_path / "net.py").write_text((ROOT / "tests/nets.py").read_text() + "\n\nmake = conv_net\n" + PREDICT)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

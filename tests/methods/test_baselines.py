@@ -47,24 +47,24 @@ def test_noise_lies_between_black_and_white_and_is_drawn_for_each_picture_and_nu
 
 
 def test_a_picture_is_read_as_the_model_sees_it(tmp_path, classifier):
-    picture = read_picture(save(tmp_path / "white.png", 255), classifier)
+    picture = read_picture(save(tmp_path / "white.png", 255), classifier, "--fill-image")
     assert torch.equal(picture, torch.full((1, 3, 8, 8), 2.0))
 
 
 def test_a_file_that_has_changed_is_read_again(tmp_path, classifier):
     path = save(tmp_path / "a.png", 255)
-    read_picture(path, classifier)
+    read_picture(path, classifier, "--fill-image")
     save(path, 0)
     os.utime(path, ns=(1, 1))
-    assert torch.equal(read_picture(path, classifier), torch.full((1, 3, 8, 8), -2.0))
+    assert torch.equal(read_picture(path, classifier, "--fill-image"), torch.full((1, 3, 8, 8), -2.0))
 
 
 def test_a_file_without_picture_is_told_by_name(tmp_path, classifier):
     (tmp_path / "a.png").write_text("no picture")
-    with pytest.raises(ValueError, match=r"--baseline-image expects a picture, found .*a.png: it is not a picture"):
-        read_picture(tmp_path / "a.png", classifier)
+    with pytest.raises(ValueError, match=r"--fill-image expects a picture, found .*a.png: it is not a picture"):
+        read_picture(tmp_path / "a.png", classifier, "--fill-image")
     with pytest.raises(ValueError, match=r"found .*b.png: there is no such file; name another file"):
-        read_picture(tmp_path / "b.png", classifier)
+        read_picture(tmp_path / "b.png", classifier, "--fill-image")
 
 
 def test_of_a_folder_the_first_that_can_be_read_are_taken(tmp_path, classifier):

@@ -39,6 +39,12 @@ QUICK = {
     "scorecam": {"channels": 5},
     # Of noise little speaks for any class, and a map of zeros would show nothing.
     "ablationcam": {"channels": 5, "relu": False},
+    "rise": {"cells": 3, "samples": 32},
+    "extremal-perturbation": {"steps": 3},
+    "feature-ablation": {"segments": 12},
+    "lime": {"samples": 60, "segments": 12},
+    "kernel-shap": {"samples": 40, "segments": 12},
+    "shapley-sampling": {"permutations": 2, "segments": 12},
 }
 
 

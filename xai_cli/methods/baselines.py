@@ -59,14 +59,14 @@ def noise(evidence: Evidence, rows: Tensor, numbers: Tensor) -> Tensor:
     return torch.lerp(black, white, evidence.drawn(torch.rand, rows, numbers))
 
 
-def read_picture(path: Path, classifier: Classifier) -> Tensor:
-    """The file as input `(1, C, h, w)`. Raises ValueError if it holds no picture."""
+def read_picture(path: Path, classifier: Classifier, flag: str) -> Tensor:
+    """The file of an option as input `(1, C, h, w)`. Raises ValueError if it holds no picture."""
     from xai_cli.images.decode import Broken
 
     try:
         return classifier.prepare([_pixels(classifier.preprocessing, stamped(ImageRef(path.name, path)))])
     except Broken as error:
-        raise ValueError(f"--baseline-image expects a picture, found {path}: {error}; name another file") from None
+        raise ValueError(f"{flag} expects a picture, found {path}: {error}; name another file") from None
 
 
 def read_folder(folder: Path, most: int, classifier: Classifier) -> tuple[Tensor, tuple[str, ...]]:

@@ -61,7 +61,7 @@ class ComparedMethod(Method):
         Raises ValueError if there is none.
         """
         if self.baseline_image is not None:
-            return read_picture(self.baseline_image, classifier), ()
+            return read_picture(self.baseline_image, classifier, "--baseline-image"), ()
         if self.baseline_folder is not None:
             return read_folder(self.baseline_folder, self.baselines, classifier)
         return None, ()

@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from xai_cli.methods.channel_map import ChannelMap
 from xai_cli.methods.contract import Evidence
+from xai_cli.methods.fills import still
+from xai_cli.methods.masking import Masking
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,19 +39,28 @@ class ScoreCam(ChannelMap):
 
     def weights(self, evidence: Evidence, layer: FeatureLayer, activation: Tensor) -> Tensor:
         """The softmax over channels of the scores; nothing for a picture in which no channel varies."""
+        varies = activation.amax(dim=(2, 3)) > activation.amin(dim=(2, 3))
+        key = (self.name, layer.name, self.channels)
+        scores = evidence.common(key, lambda: self._scores(evidence, activation, varies))
+        return scores[:, :, evidence.rank].softmax(dim=1).where(varies.any(dim=1, keepdim=True), 0)
+
+    def _scores(self, evidence: Evidence, activation: Tensor, varies: Tensor) -> Tensor:
+        """The score `(B, K, T)` of every target through each channel alone; -inf where none is looked at."""
         import torch
 
-        order, counts = self.ranked(activation, activation.amax(dim=(2, 3)) > activation.amin(dim=(2, 3)))
-        scores = activation.new_full(order.shape, -torch.inf)
-        for rows, samples, real in evidence.chunks(max(int(counts.max()), 1), most=order.shape[1]):
-            channels = order[rows, samples]
-            points = evidence.inputs[rows] * _masks(activation[rows, channels], evidence.inputs.shape[-2:])
-            with torch.no_grad():
-                found = evidence.scores(evidence.classifier.logits(points), rows).to(scores)
-            # Pictures with fewer channels than others get no score where they have none.
-            found = found.where(samples < counts[rows], -torch.inf)
-            scores[rows[:real], channels[:real]] = found[:real]
-        return scores.softmax(dim=1).where(counts[:, None] > 0, 0)
+        order, counts = self.ranked(activation, varies)
+        most, size = order.shape[1], evidence.inputs.shape[-2:]
+        masking = Masking(
+            evidence,
+            visible=lambda rows, samples: _masks(activation[rows, order[rows, samples]], size),
+            fill=still(torch.zeros_like(evidence.inputs)),
+            counts=counts.tolist(),
+            rows=evidence.rows_per_pass(most),
+        )
+        rows, samples = (torch.arange(most, device=counts.device) < counts[:, None]).nonzero(as_tuple=True)
+        scores = activation.new_full((*order.shape, len(evidence.everyone)), -torch.inf)
+        scores[rows, order[rows, samples]] = masking.scores(rows, samples).to(scores)
+        return scores
 
 
 def _masks(activation: Tensor, size: tuple[int, ...]) -> Tensor:
