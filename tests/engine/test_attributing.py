@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from xai_cli.engine.attributing import Attributor
 from xai_cli.engine.options import DrawingOptions, InputOptions, RunOptions
 from xai_cli.engine.outcomes import Explained, Failed, HopelessError, Loaded, Map
+from xai_cli.images.geometry import Geometry
 from xai_cli.images.sources import ImageRef, find_images
 from xai_cli.methods.contract import Attribution, Evidence, Method, Needs
 from xai_cli.methods.ig import IntegratedGradients
@@ -71,12 +72,15 @@ def own(before: Callable[[Evidence], None], name: str = "own") -> Method:
     return kind()
 
 
+GEOMETRY = Geometry((8, 8), (0.0, 0.0, 8.0, 8.0), (8, 8), 1)
+
+
 def pictures(*levels: int) -> list[Loaded]:
     """A noisy picture around each level of grey; named by its place."""
     noise = np.random.default_rng(0)
     pixels = [np.clip(level + noise.integers(-9, 10, (8, 8, 3)), 0, 255).astype(np.uint8) for level in levels]
     images = [ImageRef(f"{number:02}", Path(f"{number:02}")) for number in range(len(levels))]
-    return [Loaded(image, each, each, None, (), 0.0) for image, each in zip(images, pixels, strict=True)]
+    return [Loaded(image, each, each, GEOMETRY, (), 0.0) for image, each in zip(images, pixels, strict=True)]
 
 
 def attributor(

@@ -49,6 +49,29 @@ def test_all_methods_and_targets_share_one_forward_and_each_target_one_backward(
     assert counts == {"forward": 1, "backward": 2}
 
 
+def test_the_passes_of_a_method_that_hides_parts_serve_all_targets(monkeypatch):
+    classifier, method = classifier_of(conv_net()), find_method("lime")(samples=30, segments=4, segmentation="grid")
+    passed = plain_pass(classifier, random_input(), union(classifier, [method]))
+    counts = counted(classifier, monkeypatch)
+    ranks = [[Target(0), Target(1)], [Target(2), Target(0)]]
+    maps = [method.attribute(evidence).relevance for evidence in passed.evidences(ranks, chunk=60)]
+    assert counts == {"forward": 1, "backward": 0}
+    alone = [method.attribute(passed.evidence(targets, chunk=60)).relevance for targets in ranks]
+    assert_close(torch.stack(maps), torch.stack(alone), rtol=1e-9, atol=1e-12)
+
+
+def test_what_is_common_is_made_once_for_all_targets_and_what_is_shared_for_each():
+    passed = plain_pass(classifier_of(conv_net()), random_input(), Needs(logits=True))
+    made = []
+    for evidence in passed.evidences([[Target(0)] * 2, [Target(1)] * 2], chunk=2, keys=("a", "b")):
+        assert evidence.keys == ("a", "b")
+        assert [targets.tolist() for targets, _ in evidence.everyone] == [[0, 0], [1, 1]]
+        assert evidence.targets.tolist() == [evidence.rank] * 2
+        for store in (evidence.common, evidence.shared):
+            store("key", lambda store=store: made.append(store.__name__))
+    assert made == ["common", "shared", "shared"]
+
+
 def test_without_need_of_a_gradient_there_is_no_graph():
     passed = plain_pass(classifier_of(conv_net()), random_input(), Needs())
     assert not passed.logits.requires_grad

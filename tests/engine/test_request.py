@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -205,9 +206,63 @@ def test_another_content_of_what_a_method_compares_with_is_another_request():
     ]
 
 
-def test_what_a_method_compares_with_must_be_a_file_or_a_folder(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe.png")  # which would never end
-    for name in ("pipe.png", "missing.png"):
-        method = DeepLift(baseline="image", baseline_image=tmp_path / name)
-        with pytest.raises(FileNotFoundError, match=rf"--baseline-image of deeplift expects .* found none at .*{name}"):
-            request(methods=[method])
+@pytest.mark.parametrize(
+    ("kind", "expected", "found", "name"),
+    [
+        ("image", "a file", "a pipe or a device", "pipe"),  # which would never end
+        ("image", "a file", "a folder", "photos"),
+        ("image", "a file", "nothing", "missing.png"),
+        ("folder", "a folder", "a pipe or a device", "pipe"),
+        ("folder", "a folder", "a file", "a.png"),
+        ("folder", "a folder", "nothing", "missing"),
+    ],
+)
+def test_what_a_method_names_must_be_what_the_option_expects(kind: str, expected: str, found: str, name: str) -> None:
+    os.mkfifo("pipe")
+    options: dict[str, Any] = {"baseline": kind, f"baseline_{kind}": Path(name)}
+    message = f"--baseline-{kind} of deeplift expects {expected}, found {found} at {name}; name another"
+    with pytest.raises(FileNotFoundError, match=message):
+        request(methods=[DeepLift(**options)])
+
+
+def of_folder(name: str) -> Request:
+    """A request with the content of a folder, whatever its name."""
+    made = request(methods=[DeepLift(baseline="folder", baseline_folder=Path(name))])
+    return replace(made, content=made.content | {"methods": {}})
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_a_copy_of_a_folder_is_the_same_unless_it_is_large(monkeypatch: pytest.MonkeyPatch, large: bool) -> None:
+    if large:
+        monkeypatch.setattr("xai_cli.engine.request._SMALL", 3)
+    Path("base/below").mkdir(parents=True)
+    Path("base/a.png").write_text("aa")
+    Path("base/below/b.png").write_text("bb")
+    os.mkfifo("base/pipe")  # which is never read
+    shutil.copytree("base", "copy", ignore=shutil.ignore_patterns("pipe"), copy_function=shutil.copyfile)
+    for copied in Path("copy").rglob("*"):
+        os.utime(copied, (1, 1))
+    assert bool(changes(of_folder("base"), of_folder("copy"))) == large
+
+
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize("change", ["content", "name", "more"])
+def test_another_content_or_name_in_a_folder_is_another_one(
+    monkeypatch: pytest.MonkeyPatch, large: bool, change: str
+) -> None:
+    if large:
+        monkeypatch.setattr("xai_cli.engine.request._SMALL", 1)
+    Path("base").mkdir()
+    Path("base/a.png").write_text("aa")
+    before = of_folder("base")
+    assert changes(before, of_folder("base")) == []
+    if change == "content":
+        Path("base/a.png").write_text("bb")  # of the same size
+        if large:
+            os.utime("base/a.png", (1, 1))
+    elif change == "name":
+        Path("base/a.png").rename("base/b.png")
+    else:
+        Path("base/b.png").touch()
+    (sentence,) = changes(before, of_folder("base"))
+    assert sentence.startswith("content of --baseline-folder of deeplift was ")

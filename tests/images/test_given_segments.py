@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -100,13 +101,33 @@ def test_the_first_of_the_names_is_taken(tmp_path: Path) -> None:
         assert given_segments(tmp_path, "b.jpg", WHOLE)[1] == [value]
 
 
+@pytest.mark.parametrize("size", [(6, 4), (600, 400), (3, 2), (601, 400), (599, 401)])
+def test_they_may_have_the_proportions_of_the_photo_to_within_a_pixel(tmp_path: Path, size: tuple[int, int]) -> None:
+    np.save(tmp_path / "b.jpg.npy", LABELS)
+    np.testing.assert_array_equal(given_segments(tmp_path, "b.jpg", WHOLE, size)[0], EXPECTED)
+
+
+@pytest.mark.parametrize(
+    ("labels", "size"),
+    [((451, 300), (451, 300)), ((64, 256), (256, 256)), ((256, 254), (256, 256)), ((5, 4), (40, 30))],
+)
+def test_labels_of_another_shape_than_the_photo_are_refused(tmp_path: Path, labels: Any, size: Any) -> None:
+    np.save(tmp_path / "b.jpg.npy", np.zeros(labels, np.uint8))
+    message = (
+        rf"b.jpg.npy: expected {size[1]} x {size[0]} labels \(height x width\), or that in its proportions, found "
+        rf"{labels[0]} x {labels[1]}; turn it as the photo is shown"
+    )
+    with pytest.raises(ValueError, match=message):
+        given_segments(tmp_path, "b.jpg", WHOLE, size)
+
+
 def test_a_picture_without_a_file_is_told_which_were_looked_for(tmp_path: Path) -> None:
     (tmp_path / "b.jpg.npy").mkdir()
     with pytest.raises(LookupError, match=r"no segments for 'b.jpg': expected one of b.jpg.npy, b.jpg.png, b.png in '"):
         given_segments(tmp_path, "b.jpg", WHOLE)
     with pytest.raises(LookupError, match=r"expected one of b.png.npy, b.png.png, b.png in '"):
         given_segments(tmp_path, "b.png", WHOLE)
-    with pytest.raises(LookupError, match="no segments for"):
+    with pytest.raises(LookupError, match=r"at the place that .*; add it, or give xai that folder instead of the pict"):
         given_segments(tmp_path, "b" * 300, WHOLE)
 
 
@@ -124,6 +145,32 @@ def test_an_array_of_something_else_is_refused(tmp_path: Path, content: Any, mes
     np.save(tmp_path / "b.jpg.npy", content)
     with pytest.raises(ValueError, match=message):
         given_segments(tmp_path, "b.jpg", WHOLE)
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA"])
+def test_transparency_may_not_differ_as_it_would_be_lost(tmp_path: Path, mode: str) -> None:
+    image = Image.fromarray(LABELS.astype(np.uint8)).convert(mode)
+    image.save(tmp_path / "b.png")
+    assert given_segments(tmp_path, "b.png", WHOLE)[1] == ["#050505", "#020202", "#090909"]
+    image.putalpha(Image.fromarray((LABELS * 20).astype(np.uint8)))
+    image.save(tmp_path / "b.png")
+    with pytest.raises(ValueError, match=r"b.png: expected segments in opaque colours, found some transparent; give"):
+        given_segments(tmp_path, "b.png", WHOLE)
+    palette_picture().save(tmp_path / "b.png", transparency=2)
+    assert given_segments(tmp_path, "b.png", WHOLE)[1] == [5, 2, 9]
+
+
+@pytest.mark.parametrize("name", ["b.jpg.npy", "b.jpg.png"])
+def test_a_file_of_more_pixels_than_photos_may_have_is_refused_unread(tmp_path: Path, name: str) -> None:
+    if name.endswith("npy"):
+        np.lib.format.open_memmap(tmp_path / name, "w+", np.int64, (89_478_486, 1))  # a file of holes
+    else:
+        Image.new("1", (89_478_486, 1)).save(tmp_path / name)
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=rf"{name}: expected at most 89478485 labels, found 89478486; make it smaller"):
+        given_segments(tmp_path, "b.jpg", WHOLE)
+    assert tracemalloc.get_traced_memory()[1] < 10**7
+    tracemalloc.stop()
 
 
 @pytest.mark.parametrize("name", ["b.jpg.npy", "b.jpg.png"])

@@ -11,10 +11,10 @@ from skimage.morphology import dilation, disk
 from skimage.segmentation import felzenszwalb as reference
 from skimage.segmentation import quickshift, slic
 
-from xai_cli.images.segments import Kind, dilated, felzenszwalb, ordered, segmented
+from xai_cli.images.segments import MOST, Kind, dilated, felzenszwalb, ordered, segmented
 
 KINDS = get_args(Kind)
-SAMPLE = Path(__file__).parents[2] / "sample_images/boat_1.jpg"
+SAMPLES = Path(__file__).parents[2] / "sample_images"
 
 
 def noise(*shape):
@@ -45,9 +45,9 @@ class TestFelzenszwalb:
         assert not felzenszwalb(np.full((30, 40, 3), 7, np.uint8), [50])[0].any()
 
 
-def scene(side):
+def scene(side, name="boat_1"):
     """A sample picture in another size."""
-    return np.asarray(Image.open(SAMPLE).convert("RGB").resize((side, side)))
+    return np.asarray(Image.open(SAMPLES / f"{name}.jpg").convert("RGB").resize((side, side)))
 
 
 def number(labels):
@@ -76,8 +76,20 @@ class TestSegmented:
         assert min(found) >= 0.5 * count
         assert max(found) <= 1.7 * count
 
+    @pytest.mark.parametrize("count", [5, 10, 12, 20])
+    def test_where_slic_loses_more_than_a_quarter_of_few_segments_it_is_asked_for_more(self, count):
+        picture = scene(256, "fish_1")
+        assert number(slic(picture, count, compactness=10, sigma=1, start_label=0)) < 0.75 * count
+        assert 0.75 * count <= number(segmented(picture, "slic", count)) <= 2.5 * count
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_the_most_segments_are_not_exceeded(self, kind):
+        for picture in (scene(288), noise(75, 113, 3).repeat(4, axis=0).repeat(4, axis=1)):
+            found = number(segmented(picture, kind, MOST))
+            assert 0.5 * MOST * (kind != "quickshift") <= found <= MOST
+
     def test_of_scikit_image_they_are_those_of_the_usual_parameters(self):
-        picture = noise(28, 28, 3).repeat(8, axis=0).repeat(8, axis=1)
+        picture = noise(7, 7, 3).repeat(32, axis=0).repeat(32, axis=1)
         expected = {
             "slic": slic(picture, n_segments=32, compactness=10, sigma=1, start_label=0),
             "quickshift": quickshift(picture, kernel_size=4, max_dist=200, ratio=0.2, rng=0),  # LIME's

@@ -92,6 +92,19 @@ def test_masks_are_the_smooth_maximum_over_discs(side):
     assert_close(discs.masks(torch.ones_like(parameters))[0], torch.ones_like(values), rtol=0, atol=0.1)
 
 
+@pytest.mark.parametrize("radius", [0.1, 0.25])
+def test_the_first_step_is_a_tenth_of_the_way_by_a_tenth_of_the_slope_however_many_places_there_are(radius):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 3, bias=False))
+    net[1].weight.data.fill_(1)
+    found = explained(net, WHITE[:1], targets=[Target(1)], size=32, fill="mean", steps=1, radius=radius)
+    discs = Discs.of(WHITE, radius)
+    start, slope = WHITE.new_full((1, len(discs.kernel)), 0.75), 0.01
+    before, after = (discs.masks(start + more)[1].mean() for more in (0, slope))
+    # The score is the mean of the mask, and a mean that rises by s per parameter, all together, moves them by s.
+    steepness = (after - before) / slope
+    assert_close(found.relevance.mean() - before, 0.1 * 0.1 * steepness**2, rtol=0.1, atol=0)
+
+
 def test_several_areas_are_averaged_and_the_score_is_of_the_largest():
     net, inputs, options = conv_net(), random_input(), {"radius": 0.2, "steps": 10}
     both = explained(net, inputs, areas=[0.4, 0.1], **options)
@@ -143,6 +156,25 @@ def test_of_a_picture_that_is_its_fill_shows_nothing(fill):
     assert found.checks["score_kept"][0] == 1
     assert found.checks["last_gain"][0] == 0
     assert all(values.isfinite().all() for values in found.checks.values())
+
+
+def test_of_a_score_that_changes_by_rounding_alone_shows_nothing():
+    net, inputs = shown({1: LEFT, 2: RIGHT}), WHITE.clone()
+    net[1].weight.data[0] *= 1e-9
+    net[1].bias = nn.Parameter(torch.full((3,), 100.0))
+    for target, anything in ((Target(0), False), (Target(1), True), (Target(1, against=1), False)):
+        found = explained(net, inputs[:1], targets=[target], size=32, fill="mean", steps=3)
+        assert bool(found.relevance.any()) == anything
+        assert anything or found.checks["score_kept"] == 1
+        assert found.checks["last_gain"].isfinite().all()
+
+
+def test_of_a_picture_that_is_its_fill_shows_nothing_though_passes_of_other_sizes_round_otherwise():
+    class Coarse(nn.Module):
+        def forward(self, x):
+            return x.flatten(1).sum(dim=1, keepdim=True) + torch.tensor([1, 2, 3]) * (1 + 1e-3 * len(x))
+
+    assert not explained(Coarse(), 0 * random_input(), chunk=1, fill="mean", steps=3).relevance.any()
 
 
 @pytest.mark.parametrize("area", [0, 1, -0.1])

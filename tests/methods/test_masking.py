@@ -72,18 +72,21 @@ def test_every_pass_has_the_same_size(monkeypatch):
     assert sizes == {4}
 
 
-def test_scores_can_be_differentiated_with_others_afterwards():
-    # What a pass without a graph leaves behind must not spoil a later one with it.
+def test_scores_are_plain_tensors():
     evidence = evidence_of()
     scores = masking_of(evidence).first([0, 1], SAMPLES)
     assert not scores.is_inference()
-    assert evidence.score_gradient(evidence.inputs, torch.arange(2)).any()
 
 
-def test_the_whole_pictures_have_the_scores_of_the_plain_pass():
-    evidence = evidence_of()
-    whole = masking_of(evidence).whole()
-    assert torch.equal(whole, torch.stack([evidence.logits[[0, 1], [0, 1]], evidence.logits[[0, 1], [2, 0]]], dim=1))
+def test_pictures_seen_everywhere_or_nowhere_are_scored_in_passes_like_the_others(monkeypatch):
+    evidence, sizes = evidence_of(), set()
+    forward = evidence.classifier.module.forward
+    monkeypatch.setattr(evidence.classifier.module, "forward", lambda x: sizes.add(len(x)) or forward(x))
+    masking = masking_of(evidence, rows=5)
+    expected = torch.stack([evidence.logits[[0, 1], [0, 1]], evidence.logits[[0, 1], [2, 0]]], dim=1)
+    assert_close(masking.evenly(1.0), expected, rtol=1e-9, atol=1e-12)
+    assert_close(masking.evenly(0.0)[0], forward(torch.zeros_like(evidence.inputs))[0, [0, 2]], rtol=1e-9, atol=1e-12)
+    assert sizes == {5}
 
 
 class Rounding(nn.Module):
@@ -95,21 +98,65 @@ class Rounding(nn.Module):
         return torch.cat([level + far, -level - far, 2 * level + far], dim=1)
 
 
-def test_bfloat16_is_taken_only_where_it_ranks_the_scores_like_float32():
+TRIED = [torch.arange(SAMPLES)] * 2
+
+
+def rounding_evidence():
     evidence = evidence_of(Rounding(), dtype=torch.float32)
     evidence.inputs[0, 0, 0, 0], evidence.inputs[1, 0, 0, 0] = -1, 1
-    masking, agreement = masking_of(evidence).in_bfloat16()
+    return evidence
+
+
+def test_bfloat16_is_taken_only_where_it_ranks_what_is_made_of_the_scores_like_float32():
+    evidence = rounding_evidence()
+    plain, asked = (masking_of(evidence, precision=each) for each in ("float32", "bfloat16"))
+    masking, tried, agreement = asked.settled(TRIED, lambda _, scores: scores.T)
     assert masking.reduced.tolist() == [True, False]
     assert agreement[0] > 0.99 > agreement[1]
-    scores, exact = masking.first([0, 1], SAMPLES), masking_of(evidence).first([0, 1], SAMPLES)
+    scores, exact = masking.first([0, 1], SAMPLES), plain.first([0, 1], SAMPLES)
+    assert torch.equal(torch.stack(tried), scores)
     assert torch.equal(scores[1], exact[1])
     assert not torch.equal(scores[0], exact[0])
     assert_close(scores[0], exact[0], rtol=2e-2, atol=1e-3)
-    assert torch.equal(masking.whole()[1], masking_of(evidence).whole()[1])
+    # Of both ends as well, because differences of two scores want both to be rounded alike.
+    for level in (0.0, 1.0):
+        assert torch.equal(masking.evenly(level)[1], plain.evenly(level)[1])
+    assert not torch.equal(masking.evenly(1.0)[0], plain.evenly(1.0)[0])
 
 
-def test_rank_correlation_is_spearmans():
-    left = torch.tensor([[1.0, 2, 3, 4], [1, 2, 3, 4], [1, 2, 3, 4]])
-    right = torch.tensor([[10.0, 20, 30, 99], [4, 3, 2, 1], [1, 2, 4, 3]])
-    assert_close(rank_correlation(left, right), torch.tensor([1.0, -1, 0.8]), rtol=1e-6, atol=0)
-    assert rank_correlation(left[:, :1], right[:, :1]).tolist() == [1, 1, 1]
+def test_the_worst_target_decides_and_the_map_not_the_scores():
+    evidence = rounding_evidence()
+    asked = masking_of(evidence, precision="bfloat16")
+    ends = {0: torch.tensor([[1.0, 2, 3], [1, 2, 3]]), 1: torch.tensor([[1.0, 2, 3], [3, 2, 1]])}
+
+    def maps(row, scores):
+        rounded = not torch.equal(scores, masking_of(evidence).first([row], SAMPLES)[0])
+        return ends[1] if rounded else ends[0]
+
+    assert asked.settled(TRIED, maps)[2].tolist() == pytest.approx([-1, -1])
+    assert asked.settled(TRIED, maps)[0].reduced.tolist() == [False, False]
+
+
+def test_without_bfloat16_nothing_is_tried():
+    masking = masking_of(evidence_of())
+    settled, scores, agreement = masking.settled(TRIED, lambda *_: pytest.fail("a map is made"))
+    assert settled is masking
+    assert agreement is None
+    assert torch.equal(torch.stack(scores), masking.first([0, 1], SAMPLES))
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "expected"),
+    [
+        ([1, 2, 3, 4], [10, 20, 30, 99], 1),
+        ([1, 2, 3, 4], [4, 3, 2, 1], -1),
+        ([1, 2, 3, 4], [1, 2, 4, 3], 0.8),
+        ([1, 2, 2, 4], [1, 2, 2, 4], 1),
+        ([1, 2, 2, 3], [1, 2, 3, 4], 0.948683298),  # scipy.stats.spearmanr
+        ([1, 2, 3, 4], [5, 5, 5, 5], 0),
+        ([5, 5], [7, 7], 1),
+        ([3], [4], 1),
+    ],
+)
+def test_rank_correlation_is_spearmans(left, right, expected):
+    assert_close(rank_correlation(torch.tensor([left]), torch.tensor([right])), [expected], rtol=1e-6, atol=0)

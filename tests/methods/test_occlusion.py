@@ -10,6 +10,8 @@ from nets import classifier_of, conv_net, linear_net, random_input, seeded
 from torch import nn
 
 from xai_cli import attribute
+from xai_cli.engine.plain_pass import plain_pass
+from xai_cli.methods.contract import Needs
 from xai_cli.methods.occlusion import Occlusion
 from xai_cli.targets import Target
 
@@ -65,7 +67,7 @@ def test_pictures_that_are_not_square_have_as_many_windows_on_each_side():
     classifier = replace(square, preprocessing=replace(square.preprocessing, size=(8, 16)))
     found = attribute(classifier, inputs, Occlusion(window=0.5, stride=0.25), [Target(1)])
     assert_close(found.relevance, expected[:, 0], rtol=1e-6, atol=1e-8)
-    assert found.checks["evaluations"].tolist() == [9]
+    assert found.checks["evaluations"].tolist() == [10]  # the whole picture is one
 
 
 def test_probabilities_and_margins_are_those_of_the_model():
@@ -123,4 +125,33 @@ def test_options_that_make_no_sense_are_refused(options, message):
 def test_a_picture_of_the_fill_alone_loses_nothing():
     classifier = classifier_of(conv_net())
     found = attribute(classifier, torch.zeros(1, 3, 8, 8, dtype=torch.float64), Occlusion(), [Target(0)])
+    assert not found.relevance.any()
+
+
+@pytest.mark.parametrize("score", ["probability", "margin"])
+def test_one_class_has_neither_a_probability_nor_a_margin(score):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(192, 1))
+    alone = replace(classifier_of(net), labels=("a",))
+    with pytest.raises(ValueError, match=f"--score {score} expects two classes or more, found 1; take --score logit"):
+        Occlusion(score=score).needs(alone)
+    assert Occlusion().needs(alone) == Needs()
+
+
+def test_bfloat16_is_for_models_in_float32():
+    with pytest.raises(ValueError, match="--precision bfloat16 expects --dtype float32, found float64"):
+        Occlusion(precision="bfloat16").needs(classifier_of(conv_net()))
+
+
+def test_each_set_of_options_has_its_own_map_of_the_same_evidence():
+    classifier = classifier_of(conv_net())
+    evidence = plain_pass(classifier, random_input(), Needs()).evidence(TARGETS, chunk=4)
+    small, large = (Occlusion(window=window).attribute(evidence).relevance for window in (2, 4))
+    assert not torch.equal(small, large)
+
+
+@pytest.mark.parametrize("fill", ["blur", "inpaint"])
+def test_a_picture_of_one_colour_that_is_blurred_or_continued_loses_nothing(fill):
+    grey = torch.tensor([0.3, -1.7, 0.9]).view(1, 3, 1, 1).expand(1, 3, 8, 8)
+    classifier = classifier_of(conv_net(), dtype=torch.float32)
+    found = attribute(classifier, grey, Occlusion(fill=fill), [Target(0)], chunk=8)
     assert not found.relevance.any()

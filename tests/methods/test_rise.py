@@ -81,8 +81,19 @@ def test_with_the_mean_score_is_the_map_of_the_paper(sampling, keep, score):
         paper = sum(f * mask for f, mask in zip(scores, masks, strict=True)) / (len(masks) * keep)
         constant = torch.stack(scores).mean() * masks.mean(dim=0) / keep
         assert_close(ours.relevance[row] + constant, paper, rtol=1e-6, atol=1e-9)
+        # Each block gives a map of its own, and the spread is that of their mean.
+        scores = torch.stack(scores)
+        parts = (scores - scores.mean())[:, None, None] * (masks - keep) / (16 * keep)
+        parts = parts.unflatten(0, (4, 16)).sum(dim=1).flatten(1)
+        spread = parts.std(dim=0).norm() / 4**0.5 / parts.mean(dim=0).norm()
+        assert_close(ours.checks["spread"][row], spread, rtol=1e-5, atol=0)
     assert ours.signed
-    assert ours.checks["evaluations"].tolist() == [64, 64]
+
+
+@pytest.mark.parametrize(("samples", "taken"), [(2, 32), (33, 48), (64, 64)])
+def test_samples_are_rounded_up_to_whole_blocks_and_two(samples, taken):
+    found = explained(conv_net(), random_input(), cells=3, samples=samples)
+    assert found.checks["evaluations"].tolist() == [taken, taken]
 
 
 def test_of_a_linear_model_is_its_share_of_each_pixel_by_how_masks_go_together():
@@ -100,12 +111,13 @@ def test_of_a_linear_model_is_its_share_of_each_pixel_by_how_masks_go_together()
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
-def test_spread_tells_how_far_the_maps_of_other_seeds_are(sampling):
-    net, inputs = conv_net(), random_input()
-    runs = [explained(net, inputs, seed=seed, sampling=sampling, cells=3, samples=256) for seed in range(12)]
+@pytest.mark.parametrize(("samples", "tolerance"), [(256, 0), (1024, 0.4), (1024, 0.1)])
+def test_spread_tells_how_far_the_maps_of_other_seeds_are_where_it_stops_as_well(sampling, samples, tolerance):
+    net, inputs, options = conv_net(), random_input(), {"cells": 3, "sampling": sampling, "tolerance": tolerance}
+    runs = [explained(net, inputs, seed=seed, samples=samples, chunk=64, **options) for seed in range(16)]
     maps = torch.stack([run.relevance for run in runs]).flatten(2)
     apart = maps.var(dim=0).sum(dim=1).sqrt() / maps.mean(dim=0).norm(dim=1)
-    told = torch.stack([run.checks["spread"] for run in runs]).mean(dim=0)
+    told = torch.stack([run.checks["spread"] for run in runs]).square().mean(dim=0).sqrt()
     assert ((told / apart > 0.7) & (told / apart < 1.4)).all()
 
 
@@ -122,8 +134,8 @@ def test_stops_a_picture_whose_spread_is_small_enough():
     full = explained(net, inputs, **options)
     found = explained(net, inputs, tolerance=2 * float(full.checks["spread"][0]), **options)
     first, second = found.checks["evaluations"].tolist()
-    assert second == 32  # two blocks, the fewest that tell a spread
-    assert 32 < first < 512
+    assert second == 64  # four blocks, the fewest whose spread is believed
+    assert 64 < first < 512
     assert found.checks["spread"][0] <= 2 * full.checks["spread"][0]
     # The samples it had are the first of all.
     assert_close(found.relevance[0], explained(net, inputs, cells=3, samples=first).relevance[0], rtol=1e-9, atol=1e-12)

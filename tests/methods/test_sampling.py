@@ -40,6 +40,9 @@ class Counted:
         self.asked.append({row: each.tolist() for row, each in zip(rows, samples, strict=True)})
         return [(1000.0 * row + each)[:, None] for row, each in zip(rows, samples, strict=True)]
 
+    def settled(self, tried, maps):
+        return self, self.of(range(len(tried)), tried), None
+
 
 def by_count(needed):
     """Estimates that are certain of picture b after `needed[b]` samples, and check what scores they are given."""
@@ -56,34 +59,60 @@ def by_count(needed):
     return made
 
 
-def test_without_a_tolerance_all_samples_are_asked_for_at_once():
+def test_without_a_tolerance_each_picture_gets_all_its_samples():
     masking = Counted(7, 3, 0)
     found = sampled(masking, 0, [2, 2, 2], by_count([0, 0, 0]))
-    assert [count for _, count in found] == [7, 3, 0]
-    assert masking.asked == [{0: [*range(7)], 1: [0, 1, 2], 2: []}]
+    assert [each.samples for each in found] == [7, 3, 0]
+    assert masking.asked == [{0: [0, 1], 1: [0, 1], 2: []}, {0: [*range(2, 7)], 1: [2], 2: []}]
 
 
 def test_with_a_tolerance_each_picture_stops_once_its_spread_is_small_enough():
     masking = Counted(1000, 1000, 25)
     found = sampled(masking, 0.5, [10, 10, 10], by_count([35, 10, 10_000]))
-    assert [count for _, count in found] == [40, 10, 25]
-    assert [sorted(each) for each in masking.asked] == [[0, 1, 2], [0, 2], [0, 2], [0]]
-    assert [float(each.spread) for each, _ in found] == pytest.approx([0.1, 0.1, 1])
+    assert [each.samples for each in found] == [40, 10, 25]
+    assert [sorted(each) for each in masking.asked[2:]] == [[0, 2], [0, 2], [0]]
+    assert [float(each.spread) for each in found] == pytest.approx([0.1, 0.1, 1])
 
 
-def test_rounds_grow_by_a_quarter():
+def test_it_looks_after_the_first_blocks_and_rounds_grow_by_a_quarter():
     masking = Counted(10_000)
-    sampled(masking, 0.5, [10], by_count([100]))
-    assert [len(each[0]) // 10 for each in masking.asked] == [1, 1, 1, 1, 1, 1, 1, 1, 2]
+    looks = []
+
+    def seen(rows, scores):
+        looks.append(len(scores[0]) // 10)
+        return by_count([100])(rows, scores)
+
+    sampled(masking, 0.5, [10], seen)
+    assert looks == [1, 2, 3, 4, 5, 6, 7, 8, 10]
+    looks.clear()
+    assert sampled(masking, 0.5, [10], seen, first=4)[0].samples == 100
+    assert looks == [4, 5, 6, 7, 8, 10]
 
 
 def test_a_picture_takes_its_own_blocks_as_it_would_alone():
     needed, blocks = [35, 35], [4, 10]
     together = sampled(Counted(100, 100), 0.5, blocks, by_count(needed))
-    assert [count for _, count in together] == [36 + 4, 40]
-    assert sampled(Counted(100), 0.5, blocks[:1], by_count(needed[:1]))[0][1] == 40
+    assert [each.samples for each in together] == [36 + 4, 40]
+    assert sampled(Counted(100), 0.5, blocks[:1], by_count(needed[:1]))[0].samples == 40
 
 
 def test_a_spread_that_is_no_number_is_not_small_enough():
     nothing = Estimate(ONES[None], ONES[None] * torch.nan, ONES)
-    assert sampled(Counted(30), 0.5, [10], lambda rows, scores: [nothing for _ in rows])[0][1] == 30
+    assert sampled(Counted(30), 0.5, [10], lambda rows, scores: [nothing for _ in rows])[0].samples == 30
+
+
+def test_how_well_bfloat16_agrees_is_told_of_each_picture_and_tried_on_the_first_blocks():
+    class Tried(Counted):
+        def settled(self, tried, maps):
+            self.tried = [len(each) for each in tried]
+            maps(1, self.of([1], tried[1:])[0])
+            return self, self.of([0, 1], tried), torch.tensor([0.5, 1.0])
+
+    masking = Tried(30, 3)
+    found = sampled(masking, 0, [5, 5], by_count([0, 0]), first=2)
+    assert masking.tried == [10, 3]
+    assert [each.checks["bfloat16_agreement"].tolist() for each in found] == [[0.5], [1.0]]
+
+
+def test_what_is_not_random_has_no_spread():
+    assert Estimate(ONES[None], None, ONES).spread.tolist() == [0]

@@ -32,6 +32,12 @@ def method_of(name, **options):
     return METHODS[name](**QUICK[name] | {"segmentation": "grid", "segments": 4} | options)
 
 
+def spread_of(name, found):
+    """What of the maps is chance; of one method nothing is, and it does not say so."""
+    assert ("spread" in found.checks) == ("error" in found.segments[0]) == (name != "feature-ablation")
+    return found.checks.get("spread", torch.zeros(len(found.relevance))).tolist()
+
+
 @pytest.fixture(scope="module")
 def pictures():
     """A picture in 4 colours, one in 6 and one of one colour `(3, 3, 32, 32)`, as a model takes them."""
@@ -48,7 +54,7 @@ class TestEveryMethod:
         options = {"segmentation": "felzenszwalb", "fill": "mean"}
         found = attribute(classifier_of(conv_net(), SIDE), pictures, method_of(name, **options), [Target(1)] * 3)
         assert found.signed
-        assert found.checks["segments"].tolist() == [4, 6, 1]
+        assert [len(each["value"]) for each in found.segments] == [4, 6, 1]
         for relevance, segments in zip(found.relevance, found.segments, strict=True):
             for value, pixels, (x, y) in zip(*(segments[key] for key in ("value", "pixels", "centre")), strict=True):
                 assert int((relevance == value).sum()) == pixels
@@ -63,7 +69,7 @@ class TestEveryMethod:
         change = (classifier.logits(pictures[:1]) - classifier.logits(black))[0, 2]
         assert_close(found.relevance, change.expand(1, SIDE, SIDE), rtol=1e-10, atol=0)
         assert found.checks["single_segment"].tolist() == [1]
-        assert found.checks["spread"].tolist() == [0]
+        assert spread_of(name, found) == [0]
 
     @pytest.mark.parametrize("segmentation", ["slic", "quickshift", "felzenszwalb", "grid"])
     def test_shows_nothing_where_the_fill_is_the_picture(self, name, segmentation, pictures):
@@ -73,7 +79,7 @@ class TestEveryMethod:
             classifier_of(conv_net(), SIDE, dtype=torch.float32),
         )
         found = attribute(classifier, constant, method_of(name, **options), [Target(1)] * 2)
-        assert found.checks["spread"].tolist() == [0, 0]
+        assert spread_of(name, found) == [0, 0]
         assert all(len(relevance.unique()) == 1 for relevance in found.relevance)
         assert float(found.relevance.abs().max()) < 1e-6
 
@@ -129,7 +135,7 @@ class TestEveryMethod:
         for evidence, targets in zip(passed.evidences(ranks, chunk=8), ranks, strict=True):
             found, alone = method.attribute(evidence), attribute(classifier, pictures, method, targets)
             assert_close(found.relevance, alone.relevance, rtol=1e-9, atol=1e-12)
-            for key in ("value", "spread"):
+            for key in found.segments[0]:
                 each, its = ([value for of in made.segments for value in of[key]] for made in (found, alone))
                 assert_close(each, its, rtol=1e-9, atol=1e-12)
 
@@ -146,15 +152,18 @@ class TestEveryMethod:
 
 def test_what_the_manifest_says_of_segments_is_their_size_place_and_mean_colour():
     labels = torch.tensor([[[0, 0, 1], [0, 2, 1]], [[0, 0, 0], [0, 0, 0]]])
-    segments = Segments(labels, (3, 1))
-    assert [segments.sizes(row).tolist() for row in range(2)] == [[3, 2, 1], [6]]
+    segments = Segments.of(labels.numpy(), labels.device, None)
+    assert segments.counts == (3, 1)
+    assert [sizes.tolist() for sizes in segments.sizes] == [[3, 2, 1], [6]]
+    assert segments.places == ([[0.3, 0.3], [2.0, 0.5], [1.0, 1.0]], [[1.0, 0.5]])
     pictures = torch.arange(12.0, dtype=torch.float64).view(2, 1, 2, 3)
     assert segments.means(pictures)[:, 0].tolist() == [[[4 / 3, 4 / 3, 3.5], [4 / 3, 4, 3.5]], [[8.5] * 3] * 2]
 
 
 def test_tables_of_other_lengths_stand_beside_each_other():
     labels = torch.tensor([[[0, 1, 2]], [[0, 0, 0]]])
-    visible = Segments(labels, (3, 1)).visible([torch.eye(3), torch.tensor([[1.0], [0.0], [1.0], [0.0], [1.0]])])
+    segments = Segments.of(labels.numpy(), labels.device, None)
+    visible = segments.visible([torch.eye(3), torch.tensor([[1.0], [0.0], [1.0], [0.0], [1.0]])])
     rows, samples = torch.tensor([0, 1, 0, 1]), torch.tensor([1, 4, 2, 3])
     assert visible(rows, samples)[:, 0, 0].tolist() == [[0, 1, 0], [1, 1, 1], [0, 0, 1], [0, 0, 0]]
 
@@ -193,3 +202,16 @@ def test_a_picture_whose_segments_are_missing_costs_no_other(tmp_path):
     assert [row["status"] for row in rows] == ["ok", "error", "ok"]
     assert [row["segments"]["name"] for row in (rows[0], rows[2])] == [[0, 1, 2, 3]] * 2
     assert "there are no segments for 'b.png'" in rows[1]["message"]
+
+
+def test_segments_that_lie_otherwise_than_the_photo_are_refused(tmp_path):
+    photos, labels = tmp_path / "photos", tmp_path / "labels"
+    photos.mkdir()
+    labels.mkdir()
+    for name, shape in (("lying.png", (40, 60)), ("turned.png", (60, 40))):
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)).save(photos / name)
+        np.save(labels / f"{name}.npy", np.arange(shape[0])[:, None] // 10 * np.ones(shape[1], int))
+    options = ["--segmentation", "folder", "--segments-folder", labels, "-o", tmp_path / "out"]
+    answer = run_xai("feature-ablation", photos, *options)
+    assert answer.code == 3
+    assert "expected 40 x 60 labels (height x width), or that in its proportions, found 60 x 40" in answer.said

@@ -147,7 +147,8 @@ class Attributor:
         targets = [self._rule.choose(row, key, labels) for row, key in zip(scores, keys, strict=True)]
         maps: list[list[Map | Failed]] = [[] for _ in pictures]
         ranks = [*zip(*targets, strict=True)]
-        for evidence in passed.evidences(ranks, chunk=self._chunk, keys=keys, seed=self._seed):
+        sizes = [picture.geometry.original for picture in pictures]
+        for evidence in passed.evidences(ranks, chunk=self._chunk, keys=keys, sizes=sizes, seed=self._seed):
             ranked = zip(ranks[evidence.rank], scores, probabilities, strict=True)
             described = [self._described(*each) for each in ranked]
             for method in self._methods:

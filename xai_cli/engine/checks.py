@@ -26,8 +26,11 @@ BOUNDS: dict[str, tuple[Callable[[float, float], bool], float, str]] = {
     ),
     "forward_gap": (le, 1e-2, "the model's scores change under the rules, so the map explains another function"),
     "class_changed": (le, 0.5, "the model takes most of the noisy copies for something else; give less --noise"),
-    "spread": (le, 1.0, "what is chance in the map is more than what is not; give more --samples"),
+    "spread": (le, 1.0, "what is chance in the map is more than what is not; take more samples"),
     "r2": (ge, 0.3, "the linear model does not describe the scores; its weights say little"),
+    "score_kept": (ge, 0.5, "the region keeps less than half of the score; give a larger --areas or more --steps"),
+    "last_gain": (le, 0.25, "the search for the region had not come to its end; give more --steps"),
+    "area_gap": (le, 0.25, "the region has not the area asked for; give a larger --areas or a smaller --radius"),
     "single_segment": (le, 0.0, "the picture is one segment, and there is nothing to compare it with"),
     "degenerate": (le, 0.0, "the map is the same everywhere and shows nothing"),
 }

@@ -27,13 +27,19 @@ class PlainPass:
     activations: dict[str, Tensor]
 
     def evidences(
-        self, ranks: Sequence[Sequence[Target]], *, chunk: int, keys: Sequence[str] = (), seed: int = 0
+        self,
+        ranks: Sequence[Sequence[Target]],
+        *,
+        chunk: int,
+        keys: Sequence[str] = (),
+        sizes: Sequence[tuple[int, int]] = (),
+        seed: int = 0,
     ) -> Iterator[Evidence]:
         """The evidence for each rank of targets, one target per picture: the shared backward pass. After the last rank
         the graph is gone.
 
         There may be fewer targets than rows: the rows beyond are padding and left out. `keys` name the pictures, which
-        with `seed` gives what is random about them.
+        with `seed` gives what is random about them; `sizes` are those of the photos.
         """
         rows = len(ranks[0])
         everyone = tuple(self._goal(targets) for targets in ranks)
@@ -46,6 +52,7 @@ class PlainPass:
             activations={name: tensor[:rows].detach() for name, tensor in self.activations.items()},
             everyone=everyone,
             keys=tuple(keys) or ("",) * rows,
+            sizes=tuple(sizes),
             seeds=tuple(seed_of(key, seed) for key in keys or [""] * rows),
             batch=len(self.inputs),
             chunk=chunk,

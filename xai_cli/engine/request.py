@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 Part = TypeVar("Part", bound=Options)
 
+_SMALL = 256 * 10**6  # bytes of a folder that are read at the start of a run
+
 _LIBRARIES = ("xai-cli", "torch", "torchvision", "timm", "numpy", "pillow")
 
 
@@ -136,22 +138,35 @@ def _files(values: Mapping[str, Any], methods: Sequence[Method]) -> dict[str, Pa
     model_file = Path(str(values.get("model", "")).rpartition(":")[0])
     files = {"model": model_file, "checkpoint": values.get("checkpoint"), "labels": values.get("labels")}
     of_methods = {
-        f"{name} of {method.name}": value
+        f"{name} of {method.name}": _there(f"{flag(name)} of {method.name}", value, name.endswith("_folder"))
         for method in methods
         for name, value in vars(method).items()
         if isinstance(value, Path)
     }
-    for name, path in of_methods.items():
-        if not (path.is_file() or path.is_dir()):  # a pipe would never end
-            raise FileNotFoundError(f"{flag(name)} expects a file or a folder, found none at {path}; name another")
     return {name: path for name, path in files.items() if path is not None and path.is_file()} | of_methods
 
 
+def _there(option: str, path: Path, folder: bool) -> Path:
+    """The path, if a folder or a regular file lies there, as the option expects. Raises FileNotFoundError."""
+    kinds = {"a folder": path.is_dir(), "a file": path.is_file(), "a pipe or a device": path.exists(), "nothing": True}
+    expected, found = "a folder" if folder else "a file", next(kind for kind, there in kinds.items() if there)
+    if found != expected:
+        raise FileNotFoundError(f"{option} expects {expected}, found {found} at {path}; name another")
+    return path
+
+
 def _digest(path: Path) -> str:
-    """SHA-256 of a file, or of the names, sizes and times of what lies in a folder."""
+    """SHA-256 of a file, or of the names and contents of the files in a folder, so that a copy of it is the same; where
+    these are more than 256 MB, of their names, sizes and times.
+    """
     if path.is_dir():
-        stats = {str(each.relative_to(path)): each.lstat() for each in sorted(path.rglob("*"))}
-        listing = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()]
+        files = [each for each in sorted(path.rglob("*")) if each.is_file()]  # a pipe would never end
+        stats = [each.stat() for each in files]
+        small = sum(stat.st_size for stat in stats) <= _SMALL
+        listing = [
+            (str(each.relative_to(path)), _digest(each) if small else (stat.st_size, stat.st_mtime_ns))
+            for each, stat in zip(files, stats, strict=True)
+        ]
         return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -40,6 +40,7 @@ class Baselines:
 
 def made_baseline(name: str, inputs: Tensor, classifier: Classifier) -> Tensor:
     """The baseline `(B, C, h, w)` of each input: itself blurred, or one colour: black, white or mean (zero)."""
+    import torch
     from torchvision.transforms.v2.functional import gaussian_blur
 
     if name == "blur":
@@ -47,7 +48,10 @@ def made_baseline(name: str, inputs: Tensor, classifier: Classifier) -> Tensor:
         sigma = max(inputs.shape[-2:]) / 8
         # torchvision reflects at the border, which allows a kernel of less than twice the shorter side.
         kernel = min(2 * int(2 * sigma) + 1, 2 * min(inputs.shape[-2:]) - 1)
-        return gaussian_blur(inputs, [kernel, kernel], [sigma, sigma])
+        blurred = gaussian_blur(inputs, [kernel, kernel], [sigma, sigma])
+        # One colour stays that colour, and no rounding of it is anything to explain.
+        plain = inputs.amin(dim=(2, 3), keepdim=True) == inputs.amax(dim=(2, 3), keepdim=True)
+        return torch.where(plain, inputs, blurred)
     return classifier.colour(name).to(inputs).expand_as(inputs)
 
 

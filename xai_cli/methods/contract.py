@@ -80,6 +80,7 @@ class Evidence:
         everyone: `(targets, contrasts)` of every target that the pictures are explained for, each as above; those of
             this evidence are at `rank`.
         keys: the names of the pictures.
+        sizes: width and height of the upright photos, if there are any.
         seeds: one number per picture, where all that is random about it begins: the same wherever it stands in a run.
         batch: pictures of a full batch, of which there may be fewer here.
         chunk: rows per pass that the memory budget allows.
@@ -96,6 +97,7 @@ class Evidence:
     everyone: tuple[Goal, ...] = ()
     rank: int = 0
     keys: tuple[str, ...] = ()
+    sizes: tuple[tuple[int, int], ...] = ()
     seeds: tuple[int, ...] = ()
     batch: int = 1
     chunk: int = 8

@@ -1,5 +1,7 @@
 """Extremal perturbation: the smooth region of a given area that by itself keeps the score highest.
 
+It is searched for by gradients: other than the rest of its family it wants a model that can be differentiated.
+
     R = mean over the areas a of m_a
     m_a = argmax_m  f(m x + (1 - m) fill) / |f(x) - f(fill)|  -  lambda mean_i (vecsort(m)_i - r_i)^2
 
@@ -14,10 +16,11 @@ found by gradient ascent with momentum. Meanwhile lambda grows from 0 to 300, so
 the area binds them, and the steps get shorter, so that they end in one place.
 
 What the map shows is enough for the score, not all that matters to it: of two objects one may do. It is the best of
-what lies uphill from a mask of one half everywhere, perhaps not the best of all. Areas much below that of a disc,
+what lies uphill from a mask of three quarters, perhaps not the best of all. Areas much below that of a disc,
 3 radius^2, cannot be had. `area_gap` is the largest |mean m_a - a| / a, `score_kept` the share of
 f(x) - f(fill) that the mask of the largest area leaves, 1 for all of it, and `last_gain` by how much of f(x) - f(fill)
-the last tenth of the steps still changed a score: near 0 the masks have settled.
+the last tenth of the steps still changed a score: near 0 the masks have settled. Where f(x) and f(fill) are the same
+but for rounding no region is better than another, and the map is zeros.
 
 In the paper a pixel is blurred the more the less of it is seen; here it fades into the fill. And there the score is
 not divided by anything, so that lambda means another thing for every model; here all have the same.
@@ -45,6 +48,7 @@ _SHARPNESS = 20  # one over the temperature of the smooth maximum, as in the pap
 _MOMENTUM = 0.9
 _RATE = 0.1  # of a step, in shares of the way from nothing to all of a picture
 _LAMBDA = 300.0  # less leaves areas too large, more from the start keeps the first region found
+_ROUNDING = 1e-5  # of the largest logit, up to which a change of the score is none
 
 
 @dataclass(frozen=True)
@@ -127,8 +131,10 @@ class ExtremalPerturbation(Method):
             parts = [evidence.scores(evidence.classifier.logits(fill[rows]), rows)[:n] for rows, n in evidence.parts()]
         hidden = torch.cat(parts)
         change = evidence.scores(evidence.logits) - hidden
+        same = change.abs() <= _ROUNDING * evidence.logits.abs().amax(dim=1)
+        same |= (inputs == fill).flatten(1).all(dim=1)
         # A change of nothing has no scale.
-        scale = change.abs().where(change != 0, 1)
+        scale = change.abs().masked_fill(same, 1)
         found = []
         for rows, numbers, real in evidence.chunks(len(areas)):
             made = self._search(evidence, discs, fill[rows], scale[rows], rows, areas[numbers])
@@ -137,11 +143,9 @@ class ExtremalPerturbation(Method):
         kept = (after[:, areas.argmax()] - hidden) / change
         checks = {
             "area_gap": ((masks.mean(dim=(2, 3)) - areas).abs() / areas).amax(dim=1),
-            "score_kept": kept.where(change != 0, 1),
+            "score_kept": kept.masked_fill(same, 1),
             "last_gain": (after - before).abs().amax(dim=1) / scale,
         }
-        # In a picture that is its fill no region is better than another.
-        same = (inputs == fill).flatten(1).all(dim=1)
         relevance = masks.mean(dim=1).masked_fill(same[:, None, None], 0)
         return Attribution(relevance, signed=False, checks=checks)
 
@@ -154,7 +158,8 @@ class ExtremalPerturbation(Method):
         import torch
 
         difference, places = evidence.inputs[rows] - fill, len(discs.kernel)
-        parameters = fill.new_full((len(rows), places), 0.5)
+        # From a mask of one half everywhere some searches end where the score is as flat as without the picture.
+        parameters = fill.new_full((len(rows), places), 0.75)
         velocity, before = torch.zeros_like(parameters), torch.empty_like(scale)
         # Of the sorted values the last, the largest, are to be 1, and of the one between a part.
         wanted = (areas[:, None] * places - torch.arange(places, device=areas.device).flip(0)).clamp(0, 1)

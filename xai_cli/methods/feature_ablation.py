@@ -13,14 +13,12 @@ Known as leave-one-covariate-out; of images: Zeiler, Fergus: Visualizing and Und
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from xai_cli.methods.contract import Evidence
+from xai_cli.methods.perturbation import losses
 from xai_cli.methods.sampling import Estimate
 from xai_cli.methods.segmented import SegmentMethod, Segments
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -29,14 +27,13 @@ class FeatureAblation(SegmentMethod):
 
     name: ClassVar[str] = "feature-ablation"
 
-    def estimates(self, evidence: Evidence, segments: Segments) -> tuple[list[tuple[Estimate, int]], dict[str, Tensor]]:
+    def estimates(self, evidence: Evidence, segments: Segments) -> list[Estimate]:
         import torch
 
         present = [~torch.eye(count, dtype=torch.bool) for count in segments.counts]
-        masking, checks = self.hidden(evidence, segments, present, usual=self.segments)
-        scores = masking.of(range(len(present)), [torch.arange(count) for count in segments.counts])
+        found, checks = losses(self.hidden(evidence, segments, present, usual=self.segments))
         made = []
-        for row, (whole, without) in enumerate(zip(masking.whole(), scores, strict=True)):
-            values = (whole - without).T
-            made.append((Estimate(values, torch.zeros_like(values), segments.sizes(row)), len(without)))
-        return made, checks
+        for row, lost in enumerate(found):
+            measured = {name: values[row].expand(lost.shape[1]) for name, values in checks.items()}
+            made.append(Estimate(lost.T, None, segments.sizes[row], measured, samples=len(lost) + 1))
+        return made

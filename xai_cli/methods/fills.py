@@ -45,11 +45,21 @@ def still(pictures: Tensor) -> Fill:
 
 def inpainted(pictures: Tensor, visible: Tensor) -> Tensor:
     """The pictures `(n, C, h, w)` with what is hidden `(n, 1, h, w)` filled by the mean of what is seen nearby, the
-    nearer the better known; black to the model, zero, where nothing is seen at all.
+    nearer the better known; zero, the mean colour, where nothing is seen at all.
 
     Means over squares of twice the side, again and again, fill what smaller ones left open (push-pull: Gortler et al.:
     The Lumigraph, 1996, doi:10.1145/237170.237200).
     """
+    import torch
+
+    # About the colour of a corner, so that what has one colour everywhere stays exactly that.
+    corner = pictures[:, :, :1, :1]
+    filled = _continued(pictures - corner, visible) + corner
+    filled = torch.where(visible.amax(dim=(2, 3), keepdim=True) > 0, filled, 0)
+    return torch.lerp(filled, pictures, visible)
+
+
+def _continued(pictures: Tensor, visible: Tensor) -> Tensor:
     import torch
     from torch.nn.functional import avg_pool2d, interpolate
 
@@ -61,6 +71,6 @@ def inpainted(pictures: Tensor, visible: Tensor) -> Tensor:
         avg_pool2d(each, 2, ceil_mode=True, count_include_pad=False) for each in (pictures * visible, visible)
     )
     means = torch.where(seen > 0, sums / seen, 0)
-    coarse = inpainted(means, (4 * seen).clamp(max=1))
+    coarse = _continued(means, (4 * seen).clamp(max=1))
     around = interpolate(coarse, (height, width), mode="bilinear", align_corners=False)
     return torch.lerp(around, pictures, visible)

@@ -9,8 +9,9 @@ then sets of that size, each with its complement, all of one weight. The constra
 that R adds up to f(x) - f(all hidden). Errors are those of drawing other pairs, linearised as those of LIME.
 
 A set z and its complement together say only  f(z) - f(complement) ~ sum_i s_i r_i,  s_i = 1 in z, -1 outside: this is
-what is fitted. With less than two samples per segment not all values are known: what is not told is divided equally,
-and errors are infinite. What a value means depends on what hidden segments become (--fill).
+what is fitted. P - 1 pairs of which none follows from the others tell all values, with fewer what is not told is
+divided equally; errors want one pair more, and are infinite before. What a value means depends on what hidden segments
+become (--fill).
 
 Lundberg, Lee: A Unified Approach to Interpreting Model Predictions, 2017 (arXiv:1705.07874); sets in pairs: Covert,
 Lee: Improving KernelSHAP: Practical Shapley Value Estimation via Linear Regression, 2021 (arXiv:2012.01536).
@@ -19,8 +20,8 @@ Lee: Improving KernelSHAP: Practical Shapley Value Estimation via Linear Regress
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from math import comb
+from dataclasses import dataclass, replace
+from math import ceil, comb
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from xai_cli.methods.contract import Evidence
@@ -31,7 +32,7 @@ from xai_cli.options import Option
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
-_BLOCK = 100  # samples after which the spread is looked at
+_FIRST = 4  # samples per segment, before which their spread is too much chance itself to stop at
 _RIDGE = 1e-12  # of the largest that an eigenvalue can be, so that what is not known becomes zero
 
 
@@ -48,22 +49,21 @@ class KernelShap(SegmentMethod):
     ] = 1000
     tolerance: Tolerance = 0.0
 
-    def estimates(self, evidence: Evidence, segments: Segments) -> tuple[list[tuple[Estimate, int]], dict[str, Tensor]]:
+    def estimates(self, evidence: Evidence, segments: Segments) -> list[Estimate]:
         designs = [self._design(evidence, row, count) for row, count in enumerate(segments.counts)]
-        masking, checks = self.hidden(evidence, segments, [each.present for each in designs], self.samples)
-        nothing, everything = masking.ends()
-        changes = (everything - nothing).cpu().double()
+        masking = self.hidden(evidence, segments, [each.present for each in designs], self.samples)
+        changes = (masking.evenly(1.0) - masking.evenly(0.0)).cpu().double()
 
         def estimate(rows: Sequence[int], scores: Sequence[Tensor]) -> list[Estimate]:
             return [
-                designs[row].estimate(each, changes[row], segments.sizes(row))
+                designs[row].estimate(each, changes[row], segments.sizes[row])
                 for row, each in zip(rows, scores, strict=True)
             ]
 
-        # All sets say something only together.
-        blocks = [2 * len(each.signs) if each.complete else _BLOCK for each in designs]
-        found = sampled(masking, self.tolerance, blocks, estimate)
-        return [(each, samples + 2) for each, samples in found], checks
+        # All sets say something only together; those that are drawn come in twos.
+        blocks = [2 * (len(each.signs) if each.complete else ceil(each.signs.shape[1] / 2)) for each in designs]
+        found = sampled(masking, self.tolerance, blocks, estimate, first=_FIRST)
+        return [replace(each, samples=each.samples + 2) for each in found]
 
     def _design(self, evidence: Evidence, row: int, segments: int) -> Design:
         # Beyond 62 the number of sets is no number of samples that anyone could ask for.
@@ -95,6 +95,8 @@ class Design:
 
     def estimate(self, scores: Tensor, change: Tensor, sizes: Tensor) -> Estimate:
         """The values `(T, P)` that add up to `change` `(T,)`, from the scores `(S, T)` of the first samples."""
+        import torch
+
         scores = scores.cpu().double()
         differences = scores[0::2] - scores[1::2]
         signs, weights = self.signs[: len(differences)], self.weights[: len(differences)]
@@ -104,19 +106,20 @@ class Design:
         # Of each pair what it adds to the values, per unit of what they leave of it unexplained.
         pulls = _solved(signs.T @ (weights[:, None] * signs), (weights[:, None] * signs).T)
         values = pulls @ left
-        return Estimate((values + change / len(values)).T, self._errors(pulls, left - signs @ values).T, sizes)
+        errors = torch.zeros_like(values) if self.complete else _errors(signs, pulls, left - signs @ values)
+        return Estimate((values + change / len(values)).T, errors.T, sizes)
 
-    def _errors(self, pulls: Tensor, residuals: Tensor) -> Tensor:
-        """The standard errors `(P, T)` of the values: none of all sets there are, infinite of fewer than values."""
-        import torch
 
-        signs = self.signs[: len(residuals)]
-        # A pair that was drawn before, either way round, says nothing new.
-        pairs = len((signs * signs[:, :1]).unique(dim=0))
-        spare = pairs - (len(pulls) - 1)
-        if self.complete or spare < 1:
-            return residuals.new_full((len(pulls), residuals.shape[1]), 0 if self.complete else torch.inf)
-        return (pulls.square() @ residuals.square() * pairs / spare).sqrt()
+def _errors(signs: Tensor, pulls: Tensor, residuals: Tensor) -> Tensor:
+    """The standard errors `(P, T)` of values from pairs that were drawn, infinite as long as they cannot be known."""
+    import torch
+
+    # A pair that was drawn before, either way round, says nothing new.
+    pairs, free = len((signs * signs[:, :1].sign()).unique(dim=0)), len(pulls) - 1
+    spare = pairs - free
+    if spare < 1 or torch.linalg.matrix_rank(signs) < free:
+        return residuals.new_full((len(pulls), residuals.shape[1]), torch.inf)
+    return (pulls.square() @ residuals.square() * pairs / spare).sqrt()
 
 
 def _solved(gram: Tensor, right: Tensor) -> Tensor:

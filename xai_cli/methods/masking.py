@@ -22,8 +22,9 @@ Fill = Callable[["Tensor", "Tensor"], "Tensor"]
 """`(rows (n,), visible (n, 1, h, w)) -> (n, C, h, w)`: what stands where nothing is seen."""
 Score = Literal["logit", "probability", "margin"]
 
-_COMPARED = 32  # samples on which bfloat16 is tried
-_AGREEMENT = 0.99  # rank correlation that it must have there
+Precision = Literal["float32", "bfloat16"]
+
+_AGREEMENT = 0.99  # rank correlation that maps in bfloat16 must have with those in float32
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Masking:
         counts: how many samples there are of each picture, `B` numbers.
         rows: how many a pass has.
         score: the logit, the probability, or the logit less the largest other one; with a contrast the difference.
+        precision: what is asked for; bfloat16 only where `settled` finds that it does.
         reduced: `(B,)`, which pictures are computed in bfloat16; none if it is None.
     """
 
@@ -45,6 +47,7 @@ class Masking:
     counts: Sequence[int]
     rows: int
     score: Score = "logit"
+    precision: Precision = "float32"
     reduced: Tensor | None = None
 
     def first(self, rows: Sequence[int], stop: int, start: int = 0) -> Tensor:
@@ -63,29 +66,16 @@ class Masking:
             return [self.evidence.inputs.new_empty(0, len(self.evidence.everyone)) for _ in rows]
         return [*self.scores(pictures, torch.cat([*samples]).to(device)).split(counts)]
 
-    def ends(self) -> tuple[Tensor, Tensor]:
-        """The scores `(B, T)` of the pictures with all hidden, and with nothing hidden: of passes like all others, so
-        that a sample that hides nothing is told from the picture by nothing.
+    def evenly(self, level: float) -> Tensor:
+        """The scores `(B, T)` of the pictures seen everywhere (1), or nowhere (0): of passes like all others, so that
+        nothing but what is hidden tells a masked picture from them.
         """
         import torch
 
-        rows = range(len(self.evidence.inputs))
-        seen = torch.arange(2.0, device=self.evidence.inputs.device).view(2, 1, 1, 1)
-        seen = seen.expand(-1, -1, *self.evidence.inputs.shape[2:])
-        nothing, everything = replace(self, visible=lambda _, samples: seen[samples]).first(rows, 2).unbind(dim=1)
-        return nothing, everything
-
-    def whole(self) -> Tensor:
-        """The scores `(B, T)` of the pictures as they are."""
-        import torch
-
-        assert self.evidence.logits is not None
-        rows = torch.arange(len(self.evidence.inputs), device=self.evidence.inputs.device)
-        scores = self._scored(self.evidence.logits, rows)
-        if self.reduced is not None and self.reduced.any():
-            # Differences of two scores want both to be rounded alike.
-            scores[self.reduced] = self.ends()[1][self.reduced]
-        return scores
+        inputs = self.evidence.inputs
+        rows = torch.arange(len(inputs), device=inputs.device)
+        even = inputs.new_full((1, 1, *inputs.shape[2:]), level)
+        return replace(self, visible=lambda rows, _: even.expand(len(rows), -1, -1, -1)).scores(rows, rows)
 
     def scores(self, rows: Tensor, samples: Tensor) -> Tensor:
         """The scores `(N, T)` of pairs of picture and sample, both `(N,)`."""
@@ -134,21 +124,28 @@ class Masking:
             columns.append(scores)
         return torch.stack(columns, dim=1).to(self.evidence.inputs.dtype)
 
-    def in_bfloat16(self) -> tuple[Masking, Tensor]:
-        """The same in bfloat16 for the pictures that allow it, and how well it agrees with float32 on each, `(B,)`.
+    def settled(
+        self, tried: Sequence[Tensor], maps: Callable[[int, Tensor], Tensor]
+    ) -> tuple[Masking, list[Tensor], Tensor | None]:
+        """The same with the precision of every picture settled; its scores `(S_b, T)` in samples `tried[b]`; and, if
+        bfloat16 was asked for, how well that agrees with float32 `(B,)`.
 
-        That is the rank correlation of the scores of some of the samples, of all targets the least; where it is below
-        0.99, float32 stays.
+        That is the rank correlation of what `maps` makes of picture b and these scores, `(T, P)`, the least of all
+        targets; where it is below 0.99, float32 stays.
         """
         import torch
 
-        inputs = self.evidence.inputs
-        tried = [torch.linspace(0, count - 1, min(count, _COMPARED)).long() for count in self.counts]
-        every = torch.ones(len(inputs), dtype=torch.bool, device=inputs.device)
-        scores = (replace(self, reduced=reduced).of(range(len(inputs)), tried) for reduced in (None, every))
-        pairs = zip(*scores, strict=True)
-        agreement = torch.stack([rank_correlation(exact.T, rounded.T).amin() for exact, rounded in pairs])
-        return replace(self, reduced=agreement >= _AGREEMENT), agreement
+        rows = range(len(tried))
+        exact = self.of(rows, tried)
+        if self.precision == "float32":
+            return self, exact, None
+        every = torch.ones(len(tried), dtype=torch.bool, device=self.evidence.inputs.device)
+        rounded = replace(self, reduced=every).of(rows, tried)
+        pairs = [[maps(row, scores[row]) for scores in (exact, rounded)] for row in rows]
+        agreement = torch.stack([rank_correlation(*pair).amin() for pair in pairs])
+        reduced = (agreement >= _AGREEMENT).to(every.device)
+        scores = [rounded[row] if reduced[row] else exact[row] for row in rows]
+        return replace(self, reduced=reduced), scores, agreement
 
 
 def taken(pictures: Tensor, rows: Tensor) -> Tensor:
@@ -160,11 +157,20 @@ def taken(pictures: Tensor, rows: Tensor) -> Tensor:
 
 
 def rank_correlation(left: Tensor, right: Tensor) -> Tensor:
-    """Spearman's rank correlation along the last dimension, equal numbers in their order; 1 of a single number."""
+    """Spearman's rank correlation `(T,)` of the rows of two tensors `(T, P)`; equal numbers share their rank.
+
+    It is 1 if both rows are the same everywhere, 0 if one of them is.
+    """
     import torch
 
-    ranks = torch.stack([left, right]).argsort(dim=-1, stable=True).argsort(dim=-1).to(left.dtype)
-    ranks = ranks - ranks.mean(dim=-1, keepdim=True)
-    products = (ranks[0] * ranks[1]).sum(dim=-1)
-    lengths = ranks.square().sum(dim=-1).prod(dim=0).sqrt()
-    return torch.where(lengths == 0, 1, products / lengths)
+    one, other = (torch.stack([_ranks(row) for row in rows]) for rows in (left, right))
+    products, lengths = (one * other).sum(dim=1), one.norm(dim=1) * other.norm(dim=1)
+    same = (one == 0).all(dim=1) & (other == 0).all(dim=1)
+    return torch.where(lengths > 0, products / lengths, same.to(products))
+
+
+def _ranks(values: Tensor) -> Tensor:
+    """The ranks of numbers `(P,)`, with mean 0; those that are equal share theirs."""
+    _, places, counts = values.cpu().unique(return_inverse=True, return_counts=True)
+    after = counts.cumsum(dim=0).double()
+    return (after - counts / 2 - len(values) / 2)[places]

@@ -18,7 +18,7 @@ from math import ceil
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from xai_cli.methods.contract import Attribution, Evidence, Needs
-from xai_cli.methods.perturbation import Perturbation
+from xai_cli.methods.perturbation import Perturbation, losses
 from xai_cli.options import Option
 
 if TYPE_CHECKING:
@@ -58,18 +58,14 @@ class Occlusion(Perturbation):
         # Which pixels of a row, and of a column, each window covers.
         down, across = (self._covered(side).to(evidence.inputs.device) for side in sides)
         samples = len(down) * len(across)
-        masking, checks = self.masking(evidence, partial(_outside, down, across), [samples] * len(evidence.inputs))
-        losses = masking.whole()[:, None] - masking.first(range(len(evidence.inputs)), samples)
-        windows = losses.unflatten(1, (len(down), len(across)))
-        down, across = down.to(losses.dtype), across.to(losses.dtype)
+        masking = self.masking(evidence, partial(_outside, down, across), [samples] * len(evidence.inputs))
+        found, checks = losses(masking)
+        checks["evaluations"] = torch.full((len(found),), samples + 1)
+        down, across = down.to(found[0].dtype), across.to(found[0].dtype)
         holding = down.sum(dim=0)[:, None] * across.sum(dim=0)
         # One by one, because a product of many matrices may round otherwise than one of few.
-        maps = [[down.T @ each @ across / holding for each in picture.movedim(-1, 0)] for picture in windows]
-        evaluations = losses.new_full((len(losses),), samples)
-        return [
-            Attribution(torch.stack(each), signed=True, checks={"evaluations": evaluations, **checks})
-            for each in zip(*maps, strict=True)
-        ]
+        maps = [[down.T @ each.view(len(down), len(across)) @ across / holding for each in lost.T] for lost in found]
+        return [Attribution(torch.stack(each), signed=True, checks=checks) for each in zip(*maps, strict=True)]
 
     def _begins(self, side: int) -> tuple[int, list[int]]:
         """The length of the windows along a side, and where each begins.

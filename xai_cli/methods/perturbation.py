@@ -6,12 +6,12 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from xai_cli.methods.baselines import read_picture
 from xai_cli.methods.contract import Attribution, Evidence, Method, Needs
 from xai_cli.methods.fills import FillKind, fill_of
-from xai_cli.methods.masking import Fill, Masking, Score, Visible
+from xai_cli.methods.masking import Fill, Masking, Precision, Score, Visible
 from xai_cli.options import Option
 
 if TYPE_CHECKING:
@@ -34,9 +34,9 @@ class Perturbation(Method):
         Option("What is looked at of the target: its logit, its probability, or its logit less the largest other."),
     ] = "logit"
     precision: Annotated[
-        Literal["float32", "bfloat16"],
-        Option("bfloat16 is faster where the processor knows it; a picture whose scores it ranks otherwise than "
-               "float32 is computed in float32."),
+        Precision,
+        Option("bfloat16 is faster where the processor knows it; a picture whose maps it ranks otherwise than float32, "
+               "tried on some samples, is computed in float32."),
     ] = "float32"  # fmt: skip
 
     def __post_init__(self) -> None:
@@ -49,14 +49,19 @@ class Perturbation(Method):
     def needs(self, classifier: Classifier) -> Needs:
         if self.fill_image is not None:
             read_picture(self.fill_image, classifier, "--fill-image")
+        if self.score != "logit" and len(classifier.labels) == 1:
+            raise ValueError(f"--score {self.score} expects two classes or more, found 1; take --score logit")
         if self.precision == "bfloat16":
             import torch
 
+            if classifier.dtype != torch.float32:
+                found = str(classifier.dtype).removeprefix("torch.")
+                raise ValueError(f"--precision bfloat16 expects --dtype float32, found {found}; leave out --precision")
             classifier.in_dtype(torch.bfloat16)
-        return Needs(logits=True)
+        return Needs()
 
     def attribute(self, evidence: Evidence) -> Attribution:
-        return evidence.common(self.name, lambda: self.explain(evidence))[evidence.rank]
+        return evidence.common(self, lambda: self.explain(evidence))[evidence.rank]
 
     @abstractmethod
     def explain(self, evidence: Evidence) -> list[Attribution]:
@@ -70,16 +75,26 @@ class Perturbation(Method):
         *,
         usual: int | None = None,
         fill: Fill | None = None,
-    ) -> tuple[Masking, dict[str, Tensor]]:
-        """How pictures are hidden and scored as the options say, and the check of that, if there is one.
+    ) -> Masking:
+        """How pictures are hidden and scored as the options say.
 
         There are `counts[b]` samples of each picture; where these depend on the picture, passes are sized by what is
         `usual`. `fill` may be another than that of the options.
         """
         fill = fill or fill_of(self.fill, self.fill_image, evidence)
         rows = evidence.rows_per_pass(max(usual or max(counts), 1))
-        masking = Masking(evidence, visible, fill, counts, rows, self.score)
-        if self.precision == "float32":
-            return masking, {}
-        masking, agreement = masking.in_bfloat16()
-        return masking, {"bfloat16_agreement": agreement}
+        return Masking(evidence, visible, fill, counts, rows, self.score, self.precision)
+
+
+def losses(masking: Masking) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """What the score of each picture loses in each of its samples, `(S_b, T)`, and checks of that `{name: (B,)}`."""
+    import torch
+
+    every = [torch.arange(count) for count in masking.counts]
+    # A quarter of them, spread evenly, settles a precision that is to be tried.
+    tried = every if masking.precision == "float32" else [each[:: 1 + (len(each) > 8) * 3] for each in every]
+    masking, scores, agreement = masking.settled(tried, lambda _, scores: scores.T)
+    if agreement is not None:
+        scores = masking.of(range(len(every)), every)
+    found = [whole - without for whole, without in zip(masking.evenly(1.0), scores, strict=True)]
+    return found, {} if agreement is None else {"bfloat16_agreement": agreement}

@@ -15,8 +15,9 @@ map has a sign.
 Chance in a map comes mostly from the other cells that come and go with the one looked at. In `--sampling orthogonal`
 masks are made in blocks of one shift from the columns of a Hadamard matrix, each cell's own column drawn and turned
 around at random: every mask by itself is as likely as before, every two cells of a block are uncorrelated exactly, and
-what is linear in the cells adds no noise. That takes about 0.6 of the spread of independent masks, as 2.5 times the
-samples would. Pairs of a mask and its contrary, which help where weights are fitted, make this mean worse.
+what is linear in the cells adds no noise. For logits the spread is about 0.6 of that of independent masks, as 2.5 times
+the samples would make it, for probabilities a little more. Pairs of a mask and its contrary, which help where weights
+are fitted, make this mean worse.
 
 `spread` = |standard error of the map| / |map| says how much of the map is chance; the maps of two seeds have a cosine
 of about 1 - spread^2, and four times the samples halve it.
@@ -42,16 +43,18 @@ if TYPE_CHECKING:
 
     from xai_cli.classifiers.classifier import Classifier
 
+_FIRST = 4  # blocks before which their spread is too much chance itself to stop at
+
 
 @dataclass(frozen=True)
 class Masks:
     """The random masks of a batch, as small tables.
 
     Attributes:
-        present: `(B, N, cells, cells)`, on the CPU: which cells are there.
-        shifts: `(B, N, 2)`, on the CPU: where the picture begins in the enlarged grid, down and across.
-        down, across: `(shifts, cells, h)` and `(shifts, cells, w)`, on the device: the weight of each cell in each row,
-            or column, of pixels, for every shift.
+        present: `(B, N, cells, cells)`, truth values: which cells are there.
+        shifts: `(B, N, 2)`: where the picture begins in the enlarged grid, down and across.
+        down, across: `(shifts, cells, h)` and `(shifts, cells, w)`: the weight of each cell in each row, or column, of
+            pixels, for every shift.
     """
 
     present: Tensor
@@ -61,16 +64,15 @@ class Masks:
 
     def visible(self, rows: Tensor, samples: Tensor) -> Tensor:
         """What is seen `(n, 1, h, w)` in samples of pictures."""
-        rows, samples = rows.cpu(), samples.cpu()
         down, across = self._weights(self.shifts[rows, samples])
         return (down.mT @ self.present[rows, samples].to(down) @ across)[:, None]
 
     def weighted(self, row: int, samples: slice, weights: Tensor, keep: float) -> Tensor:
-        """The sums `(T, h, w)` of some masks of a picture, each less `keep`, by `weights` `(n, T)`.
+        """The sums `(T, h, w)` of some masks of a picture, each less `keep`, by `weights` `(n, T)`, on the CPU.
 
         Those of one shift are added up as grids and enlarged together.
         """
-        shifts, numbers = self.shifts[row, samples].unique(dim=0, return_inverse=True)
+        shifts, numbers = self.shifts[row, samples].cpu().unique(dim=0, return_inverse=True)
         grids = self.present[row, samples].to(weights) - keep
         sums = weights.new_zeros(len(shifts), weights.shape[1], *grids.shape[1:])
         sums.index_add_(0, numbers, weights[:, :, None, None] * grids[:, None])
@@ -79,7 +81,7 @@ class Masks:
         return rows.movedim(0, 2).flatten(2) @ across.flatten(0, 1)
 
     def _weights(self, shifts: Tensor) -> tuple[Tensor, Tensor]:
-        down, across = shifts.to(self.down.device).unbind(dim=1)
+        down, across = shifts.unbind(dim=1)
         return self.down[down], self.across[across]
 
 
@@ -91,13 +93,15 @@ class Rise(Perturbation):
     trial: ClassVar[Mapping[str, object]] = {"cells": 3, "samples": 32}
 
     samples: Annotated[
-        int, Option("Random masks per picture, rounded up to whole blocks: of 64 with 7 cells.", min=2, max=1_000_000)
-    ] = 2048
+        int,
+        Option("Random masks per picture, rounded up to whole blocks, two or more: of 64 with 7 cells.", min=2,
+               max=1_000_000),
+    ] = 2048  # fmt: skip
     cells: Annotated[int, Option("Cells of a mask along each side.", min=2, max=32)] = 7
     keep: Annotated[float, Option("Probability that a cell is seen.", min=0.01, max=0.99)] = 0.5
     sampling: Annotated[
         Literal["orthogonal", "independent"],
-        Option("How masks are drawn: in blocks in which no two cells are correlated, which halves the noise, or each "
+        Option("How masks are drawn: in blocks in which no two cells are correlated, which leaves less noise, or each "
                "by itself."),
     ] = "orthogonal"  # fmt: skip
     tolerance: Tolerance = 0.0
@@ -117,18 +121,18 @@ class Rise(Perturbation):
         import torch
 
         masks, sides = self.masks(evidence), evidence.inputs.shape[-2:]
-        masking, checks = self.masking(evidence, masks.visible, [masks.present.shape[1]] * len(evidence.inputs))
+        masking = self.masking(evidence, masks.visible, [masks.present.shape[1]] * len(evidence.inputs))
 
         def estimates(rows: Sequence[int], scores: Sequence[Tensor]) -> list[Estimate]:
             return [self._estimate(masks, row, each.cpu()) for row, each in zip(rows, scores, strict=True)]
 
-        found = sampled(masking, self.tolerance, [self._block] * len(evidence.inputs), estimates)
-        evaluations = torch.tensor([samples for _, samples in found])
+        found = sampled(masking, self.tolerance, [self._block] * len(evidence.inputs), estimates, first=_FIRST)
+        evaluations, measured = torch.tensor([each.samples for each in found]), [each.checks for each in found]
         maps = []
         for rank in range(len(evidence.everyone)):
-            relevance = torch.stack([each.values[rank].view(sides) for each, _ in found])
-            spread = torch.stack([each.spread[rank] for each, _ in found])
-            checks = {**checks, "evaluations": evaluations, "spread": spread}
+            relevance = torch.stack([each.values[rank].view(sides) for each in found])
+            checks = {name: torch.stack([each[name][rank] for each in measured]) for name in measured[0]}
+            checks |= {"evaluations": evaluations, "spread": torch.stack([each.spread[rank] for each in found])}
             maps.append(Attribution(relevance, signed=True, checks=checks))
         return maps
 
@@ -147,8 +151,8 @@ class Rise(Perturbation):
                 count = 1 if self.sampling == "orthogonal" else self._block
                 drawn = [torch.randint(len(side), (count,), generator=generator) for side in (down, across)]
                 shifts.append(torch.stack(drawn, dim=1).expand(self._block, 2))
-        made = (torch.stack(each).unflatten(0, (-1, blocks)).flatten(1, 2) for each in (present, shifts))
-        return Masks(next(made), next(made), down, across)
+        made = [torch.stack(each).unflatten(0, (-1, blocks)).flatten(1, 2) for each in (present, shifts)]
+        return Masks(made[0].to(down.device), made[1].to(down.device), down, across)
 
     @property
     def _block(self) -> int:
@@ -178,8 +182,6 @@ class Rise(Perturbation):
             part = masks.weighted(row, samples, its, self.keep).flatten(1)
             total, squares = total + part, squares + part.square()
         values = total / blocks
-        if blocks == 1:
-            return Estimate(values, torch.full_like(values, torch.inf), torch.ones_like(values[0]))
         errors = ((squares / blocks - values.square()).clamp_min(0) / (blocks - 1)).sqrt()
         return Estimate(values, errors, torch.ones_like(values[0]))
 

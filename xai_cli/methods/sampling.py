@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated
 
 from xai_cli.methods.masking import Masking
@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 
 Tolerance = Annotated[
     float,
-    Option("A picture gets no more samples once the spread of its maps is below this; with 0 each gets all.", min=0),
-]
+    Option("A picture gets no more samples once the spread of its maps, of all its targets, is at most this; with 0 "
+           "each gets all.", min=0),
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -24,21 +25,25 @@ class Estimate:
 
     Attributes:
         values: `(T, P)`.
-        errors: `(T, P)`, their standard errors.
+        errors: `(T, P)`, their standard errors; None if there is nothing random about them.
         sizes: `(P,)`, pixels of each place.
         checks: `{name: (T,)}`, what else was measured.
+        samples: how many masked pictures that rests on.
     """
 
     values: Tensor
-    errors: Tensor
+    errors: Tensor | None
     sizes: Tensor
     checks: Mapping[str, Tensor] = field(default_factory=dict)
+    samples: int = 0
 
     @property
     def spread(self) -> Tensor:
         """Length `(T,)` of the error of the map over that of the map; 0 where there is no error."""
         import torch
 
+        if self.errors is None:
+            return torch.zeros(len(self.values))
         error, length = ((self.sizes.to(each) * each.square()).sum(dim=1).sqrt() for each in (self.errors, self.values))
         return torch.where(error == 0, 0, error / length)
 
@@ -48,30 +53,42 @@ def sampled(
     tolerance: float,
     blocks: Sequence[int],
     estimate: Callable[[Sequence[int], Sequence[Tensor]], Sequence[Estimate]],
-) -> list[tuple[Estimate, int]]:
-    """The estimate of every picture of the batch, and on how many samples it rests.
+    first: int = 1,
+) -> list[Estimate]:
+    """The estimate of every picture of the batch.
 
     `estimate` takes pictures and the scores `(S_b, T)` of each, and must give each picture the same whatever others are
-    beside it. The samples of a picture are a multiple of its `blocks[b]`, or all that there are; after the first blocks
-    each round adds a quarter.
+    beside it. The samples of a picture are a multiple of its `blocks[b]`, or all that there are; it looks after the
+    `first` blocks, and then each round adds a quarter.
     """
-    inputs = masking.evidence.inputs
-    rows, done = [*range(len(inputs))], 0
-    scores = [inputs.new_empty(0, len(masking.evidence.everyone)) for _ in rows]
-    found: dict[int, tuple[Estimate, int]] = {}
+    import torch
+
+    rows, done = [*range(len(masking.evidence.inputs))], first
+    begin = [min(first * block, count) for block, count in zip(blocks, masking.counts, strict=True)]
+    masking, scores, agreement = masking.settled(
+        [torch.arange(stop) for stop in begin], lambda row, scores: estimate([row], [scores])[0].values
+    )
+    found: dict[int, Estimate] = {}
     while rows:
-        done += max(1, done // 4)
         stops = [min(done * blocks[row], masking.counts[row]) if tolerance else masking.counts[row] for row in rows]
         _extend(scores, masking, rows, stops)
         made = estimate(rows, [scores[row] for row in rows])
-        found |= zip(rows, zip(made, stops, strict=True), strict=True)
+        found |= {row: replace(each, samples=stop) for row, each, stop in zip(rows, made, stops, strict=True)}
         # Written so that NaN is not small enough.
         rows = [
             row
             for row, stop, each in zip(rows, stops, made, strict=True)
             if stop < masking.counts[row] and not bool((each.spread <= tolerance).all())
         ]
-    return [found[row] for row in range(len(found))]
+        done += max(1, done // 4)
+    return [_agreeing(found[row], None if agreement is None else agreement[row]) for row in range(len(found))]
+
+
+def _agreeing(estimate: Estimate, agreement: Tensor | None) -> Estimate:
+    """The estimate with what was measured of its precision."""
+    if agreement is None:
+        return estimate
+    return replace(estimate, checks={**estimate.checks, "bfloat16_agreement": agreement.expand(len(estimate.values))})
 
 
 def _extend(scores: list[Tensor], masking: Masking, rows: Sequence[int], stops: Sequence[int]) -> None:

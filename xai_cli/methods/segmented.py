@@ -16,7 +16,9 @@ from xai_cli.methods.sampling import Estimate
 from xai_cli.options import Option
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor, device
 
     from xai_cli.classifiers.classifier import Classifier
     from xai_cli.methods.contract import Needs
@@ -27,18 +29,31 @@ class Segments:
     """The segments of the pictures of a batch.
 
     Attributes:
-        labels: `(B, h, w)`, the number of each pixel's segment, from 0 on.
-        counts: how many segments each picture has.
+        labels: `(B, h, w)` on the device, the number of each pixel's segment, from 0 on.
+        sizes: pixels of each segment of each picture, `(P_b,)` on the CPU.
+        places: of each picture the mean `[x, y]` of each segment, in pixels of the map.
         names: what the file that gave them calls them, of each picture one per segment; None if no file did.
     """
 
     labels: Tensor
-    counts: tuple[int, ...]
+    sizes: tuple[Tensor, ...]
+    places: tuple[list[list[float]], ...]
     names: tuple[list[Any], ...] | None = None
 
-    def sizes(self, row: int) -> Tensor:
-        """Pixels of each segment of a picture, `(P,)`."""
-        return self.labels[row].flatten().bincount(minlength=self.counts[row])
+    @classmethod
+    def of(cls, found: Sequence[NDArray[np.integer]], device: device, names: tuple[list[Any], ...] | None) -> Segments:
+        """Those of the labels `(h, w)` of each picture."""
+        import torch
+
+        labels = [torch.from_numpy(each.astype("int64")) for each in found]
+        sizes = tuple(each.flatten().bincount() for each in labels)
+        places = tuple(_centres(each, size) for each, size in zip(labels, sizes, strict=True))
+        return cls(torch.stack(labels).to(device), sizes, places, names)
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """How many segments each picture has."""
+        return tuple(map(len, self.sizes))
 
     def visible(self, present: Sequence[Tensor]) -> Visible:
         """What is seen if of picture b, in sample s, the segments are there where `present[b][s]` `(P_b,)` is 1."""
@@ -64,7 +79,7 @@ class Segments:
             # In float64, on the CPU: the mean of one colour is that colour, and sums do not depend on threads.
             flat, labels = pictures[row].flatten(1).cpu().double(), self.labels[row].flatten().cpu()
             sums = flat.new_zeros(len(flat), count).index_add_(1, labels, flat)
-            made[row] = (sums / labels.bincount(minlength=count))[:, labels].view_as(made[row])
+            made[row] = (sums / self.sizes[row])[:, labels].view_as(made[row])
         return made
 
 
@@ -83,7 +98,9 @@ class SegmentMethod(Perturbation):
         Option("How the picture is cut into segments; folder takes them from files."),
     ] = "slic"
     segments: Annotated[
-        int, Option("How many segments, about: exactly only with grid, not at all with folder.", min=1, max=4096)
+        int,
+        Option("How many segments, about: what the picture and --segmentation allow; not used with folder.",
+               min=1, max=4096),
     ] = 50
     segments_folder: Annotated[
         Path | None,
@@ -109,33 +126,27 @@ class SegmentMethod(Perturbation):
         return super().needs(classifier)
 
     @abstractmethod
-    def estimates(self, evidence: Evidence, segments: Segments) -> tuple[list[tuple[Estimate, int]], dict[str, Tensor]]:
-        """What is known of each picture's segments, on how many masked pictures it rests, and checks of the masking."""
+    def estimates(self, evidence: Evidence, segments: Segments) -> list[Estimate]:
+        """What is known of each picture's segments."""
 
     def explain(self, evidence: Evidence) -> list[Attribution]:
         import torch
 
         segments = evidence.common(("segments", *self._cut), lambda: self._segments(evidence))
-        estimates, shared = self.estimates(evidence, segments)
-        maps = []
+        estimates, maps = self.estimates(evidence, segments), []
         for rank in range(len(evidence.everyone)):
             relevance = [
                 each.values[rank].to(evidence.inputs)[labels]
-                for (each, _), labels in zip(estimates, segments.labels, strict=True)
+                for each, labels in zip(estimates, segments.labels, strict=True)
             ]
-            maps.append(
-                Attribution(
-                    torch.stack(relevance),
-                    signed=True,
-                    checks=self._checks(estimates, segments, rank) | shared,
-                    segments=tuple(self._rows(estimates, segments, rank)),
-                )
-            )
+            rows = tuple(_described(each, segments, row, rank) for row, each in enumerate(estimates))
+            checks = _checks(estimates, rank)
+            maps.append(Attribution(torch.stack(relevance), signed=True, checks=checks, segments=rows))
         return maps
 
     def hidden(
         self, evidence: Evidence, segments: Segments, present: Sequence[Tensor], usual: int | None = None
-    ) -> tuple[Masking, dict[str, Tensor]]:
+    ) -> Masking:
         """The masking by tables `present[b]` `(S_b, P_b)` of what is there in each sample of each picture; where their
         lengths depend on the pictures, passes are sized by what is `usual`.
         """
@@ -147,55 +158,52 @@ class SegmentMethod(Perturbation):
         return self.segmentation, self.segments, self.segments_folder
 
     def _segments(self, evidence: Evidence) -> Segments:
-        import numpy as np
-        import torch
-
         from xai_cli.images.given_segments import given_segments
         from xai_cli.images.segments import segmented
 
-        names = None
         if self.segmentation == "folder":
             assert self.segments_folder is not None
+            preprocessing, sizes = evidence.classifier.preprocessing, evidence.sizes or (None,) * len(evidence.keys)
             given = [
-                given_segments(self.segments_folder, key, evidence.classifier.preprocessing) for key in evidence.keys
+                given_segments(self.segments_folder, key, preprocessing, size)
+                for key, size in zip(evidence.keys, sizes, strict=True)
             ]
-            found, names = [labels for labels, _ in given], tuple(each for _, each in given)
-        else:
-            pixels = evidence.classifier.pixels(evidence.inputs)
-            found = [segmented(picture, self.segmentation, self.segments) for picture in pixels]
-        labels = torch.from_numpy(np.stack(found).astype(np.int64)).to(evidence.inputs.device)
-        return Segments(labels, tuple(int(each.max()) + 1 for each in found), names)
-
-    def _checks(self, estimates: Sequence[tuple[Estimate, int]], segments: Segments, rank: int) -> dict[str, Tensor]:
-        import torch
-
-        measured: dict[str, list[float]] = {
-            "segments": [*segments.counts],
-            "single_segment": [count == 1 for count in segments.counts],
-            "evaluations": [evaluations for _, evaluations in estimates],
-            "spread": [float(each.spread[rank]) for each, _ in estimates],
-        }
-        for name in estimates[0][0].checks:
-            measured[name] = [float(each.checks[name][rank]) for each, _ in estimates]
-        return {name: torch.tensor(values, dtype=torch.float64) for name, values in measured.items()}
-
-    def _rows(self, estimates: Sequence[tuple[Estimate, int]], segments: Segments, rank: int) -> list[dict[str, Any]]:
-        """What a manifest row says of each segment of each picture."""
-        rows = []
-        for row, (estimate, _) in enumerate(estimates):
-            made: dict[str, Any] = {} if segments.names is None else {"name": segments.names[row]}
-            made |= {"value": estimate.values[rank].tolist(), "spread": estimate.errors[rank].tolist()}
-            made |= {"pixels": segments.sizes(row).tolist(), "centre": _centres(segments.labels[row])}
-            rows.append(made)
-        return rows
+            names = tuple(each for _, each in given)
+            return Segments.of([labels for labels, _ in given], evidence.inputs.device, names)
+        pixels = evidence.classifier.pixels(evidence.inputs)
+        found = [segmented(picture, self.segmentation, self.segments) for picture in pixels]
+        return Segments.of(found, evidence.inputs.device, None)
 
 
-def _centres(labels: Tensor) -> list[list[float]]:
+def _checks(estimates: Sequence[Estimate], rank: int) -> dict[str, Tensor]:
+    """What was measured of each picture's map for one target, `{name: (B,)}`."""
+    import torch
+
+    measured: dict[str, list[float]] = {
+        "single_segment": [len(each.sizes) == 1 for each in estimates],
+        "evaluations": [each.samples for each in estimates],
+    }
+    if estimates[0].errors is not None:
+        measured["spread"] = [float(each.spread[rank]) for each in estimates]
+    for name in estimates[0].checks:
+        measured[name] = [float(each.checks[name][rank]) for each in estimates]
+    return {name: torch.tensor(values) for name, values in measured.items()}
+
+
+def _described(estimate: Estimate, segments: Segments, row: int, rank: int) -> dict[str, list[Any]]:
+    """What a manifest row says of each segment of a picture."""
+    made: dict[str, list[Any]] = {} if segments.names is None else {"name": segments.names[row]}
+    made["value"] = estimate.values[rank].tolist()
+    if estimate.errors is not None:
+        made["error"] = estimate.errors[rank].tolist()
+    return {**made, "pixels": segments.sizes[row].tolist(), "centre": segments.places[row]}
+
+
+def _centres(labels: Tensor, sizes: Tensor) -> list[list[float]]:
     """The mean place `[x, y]` of each segment, in pixels of the map."""
     import torch
 
     height, width = labels.shape
-    flat, sizes = labels.flatten(), labels.flatten().bincount()
     places = (torch.arange(width).repeat(height), torch.arange(height).repeat_interleave(width))
-    sums = [flat.bincount(weights=each.to(flat.device).double()) / sizes for each in places]
+    sums = [labels.flatten().bincount(weights=each.double()) / sizes for each in places]
     return torch.stack(sums, dim=1).round(decimals=1).tolist()

@@ -8,6 +8,9 @@ value, the only fair share of f(x) - f(all hidden) if what segments do together 
 every walk, and so of their mean, add up to that difference exactly. Errors are those of the mean over the pairs of
 walks. Two walks show 2 (segments - 1) masked pictures, all begin and end with the same two.
 
+Of up to 7 segments no order is drawn twice, not in reverse either: with `--permutations` of half of all that there are,
+or more, the values are exact.
+
 What a value means depends on what hidden segments become (--fill): against another fill the score has other shares.
 
 Castro, Gomez, Tejada: Polynomial calculation of the Shapley value based on sampling, 2009
@@ -19,7 +22,9 @@ Game Theory, 2010; reversed orders: Mitchell, Cooper, Frank, Holmes: Sampling Pe
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import permutations
+from math import factorial, inf
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from xai_cli.methods.contract import Evidence
@@ -30,6 +35,9 @@ from xai_cli.options import Option
 if TYPE_CHECKING:
     from torch import Tensor
 
+_FEW = 7  # segments, of which all orders are written down
+_FIRST = 4  # pairs of walks before which their spread is too much chance itself to stop at
+
 
 @dataclass(frozen=True)
 class ShapleySampling(SegmentMethod):
@@ -39,33 +47,39 @@ class ShapleySampling(SegmentMethod):
     trial: ClassVar[Mapping[str, object]] = {"permutations": 2, "segments": 8}
 
     permutations: Annotated[
-        int, Option("Random orders of the segments, each of which is walked in reverse as well.", min=2)
+        int,
+        Option("Random orders of the segments, each walked in reverse as well; all that there are if fewer.", min=2),
     ] = 10
     tolerance: Tolerance = 0.0
 
-    def estimates(self, evidence: Evidence, segments: Segments) -> tuple[list[tuple[Estimate, int]], dict[str, Tensor]]:
+    def estimates(self, evidence: Evidence, segments: Segments) -> list[Estimate]:
         ranks = [_ranks(evidence, row, count, self.permutations) for row, count in enumerate(segments.counts)]
         pairs = [2 * (count - 1) for count in segments.counts]
         usual = 2 * self.permutations * max(1, self.segments - 1)
-        masking, checks = self.hidden(evidence, segments, [_walked(each) for each in ranks], usual)
-        ends = masking.ends()
+        masking = self.hidden(evidence, segments, [_walked(each) for each in ranks], usual)
+        nothing, whole = masking.evenly(0.0), masking.evenly(1.0)
 
         def estimate(rows: Sequence[int], scores: Sequence[Tensor]) -> list[Estimate]:
             return [
-                _estimate(ranks[row], each, ends[0][row], ends[1][row], segments.sizes(row))
+                _estimate(ranks[row], each, nothing[row], whole[row], segments.sizes[row])
                 for row, each in zip(rows, scores, strict=True)
             ]
 
-        found = sampled(masking, self.tolerance, pairs, estimate)
-        return [(each, samples + 2) for each, samples in found], checks
+        found = sampled(masking, self.tolerance, pairs, estimate, first=_FIRST)
+        return [replace(each, samples=each.samples + 2) for each in found]
 
 
-def _ranks(evidence: Evidence, row: int, segments: int, permutations: int) -> Tensor:
-    """When each segment comes `(permutations, 2, P)`, there and back; of fewer permutations the first of more."""
+def _ranks(evidence: Evidence, row: int, segments: int, pairs: int) -> Tensor:
+    """When each segment comes `(pairs, 2, P)`, there and back; of fewer pairs the first of more."""
     import torch
 
-    numbers = torch.rand(permutations, segments, generator=evidence.generator(row), dtype=torch.float64)
-    there = numbers.argsort(dim=1).argsort(dim=1)
+    generator = evidence.generator(row)
+    if segments <= _FEW:
+        every = torch.tensor([*permutations(range(segments))])
+        every = every[every[:, 0] <= every[:, -1]]  # the others are these in reverse
+        there = every[torch.randperm(len(every), generator=generator)[:pairs]]
+    else:
+        there = torch.rand(pairs, segments, generator=generator, dtype=torch.float64).argsort(dim=1).argsort(dim=1)
     return torch.stack([there, segments - 1 - there], dim=1)
 
 
@@ -88,5 +102,8 @@ def _estimate(ranks: Tensor, scores: Tensor, nothing: Tensor, whole: Tensor, siz
     begin, end = (each.expand(len(middle), 2, 1, targets) for each in (first, last))
     rises = torch.cat([begin, middle, end], dim=2).diff(dim=2)
     added = rises.gather(2, ranks[: len(rises), ..., None].expand_as(rises)).mean(dim=1)
-    error = added.std(dim=0) / len(added) ** 0.5 if len(added) > 1 else torch.full_like(added[0], torch.inf)
+    # Of pairs that are not put back the last leaves no chance.
+    every = max(1, factorial(steps + 1) // 2) if steps < _FEW else inf
+    left = 1 - len(added) / every
+    error = added.std(dim=0) * (left / len(added)) ** 0.5 if left else torch.zeros_like(added[0])
     return Estimate(added.mean(dim=0).T, error.T, sizes)
