@@ -117,14 +117,15 @@ class Cut(nn.Module):
     ("how", "differentiable"),
     [("whole", True), ("in_place", True), ("no_grad", False), ("detach", False), ("numpy", False)],
 )
-def test_knows_whether_a_gradient_comes_back_to_the_picture(how, differentiable):
+def test_knows_whether_a_gradient_comes_back_from_a_function_to_the_picture(how, differentiable):
     net = Cut(how)
-    classifier = classifier_of(ScoreFunction(net.forward) if how == "numpy" else net)
+    classifier = classifier_of(ScoreFunction(net.forward))
     net.requires_grad_()  # a graph of the weights alone is none of the picture
     with torch.no_grad():
         assert classifier.differentiable is differentiable
+    assert classifier_of(net).differentiable  # of a module it is taken for granted
 
 
-def test_a_class_token_of_a_model_without_gradients_is_not_followed():
-    with pytest.raises(ValueError, match=r"gradients are needed, and test gives scores alone \(no gradient"):
-        _ = classifier_of(Cut("no_grad")).attention
+def test_a_class_token_of_a_function_without_gradients_is_not_followed():
+    with pytest.raises(ValueError, match=r"^gradients are needed, and test gives scores alone; take occlusion"):
+        _ = classifier_of(ScoreFunction(Cut("no_grad").forward)).attention

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -22,6 +23,10 @@ def means(pictures):
 
 def classifier_of(function, **options):
     return load_classifier(function, **{**SMALL, **options})
+
+
+async def asynchronous(pictures):
+    return means(pictures)
 
 
 class Means:
@@ -56,20 +61,52 @@ def test_a_function_may_work_in_place_and_return_one_array_time_and_again():
     assert (inputs == 1).all()
 
 
+@pytest.mark.parametrize("kind", [np.float16, np.longdouble, ">f8", np.uint16, bool])
+def test_arrays_of_any_real_numbers_will_do_wherever_scores_are_found(kind):
+    found = classifier_of(lambda _: {"logits": np.array([[0, 1]], kind)}).logits(torch.ones(1, 3, 8, 8))
+    assert (found.dtype, found.tolist()) == (torch.float32, [[0, 1]])
+
+
+def test_what_a_function_does_later_is_an_error_like_any_other():
+    scores = torch.zeros(2, 3)
+    classifier = classifier_of(lambda pictures: sys.exit("done") if pictures.sum() == 0 else scores[: len(pictures)])
+    with pytest.raises(RuntimeError, match=r"^the function ended the process \(sys.exit done\)$"):
+        classifier.logits(torch.zeros(1, 3, 8, 8))
+    scores = torch.zeros(2, 4)
+    with pytest.raises(ValueError, match=r"^the model gave 3 scores when it was loaded, and now 4$"):
+        classifier.logits(torch.ones(2, 3, 8, 8))
+
+
+def test_whoever_interrupts_a_function_interrupts_us():
+    def interrupted(pictures):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        classifier_of(interrupted)
+
+
 @pytest.mark.parametrize(
     ("gives", "message"),
     [
-        (lambda x: x.mean((1, 2, 3)), r"must return class scores of shape \(1, K\), found \(1,\)$"),
-        (lambda x: x, r"must return class scores of shape \(1, K\), found \(1, 3, 8, 8\)$"),
-        (lambda x: x.new_zeros(2, 3), r"must return class scores of shape \(1, K\), found \(2, 3\)$"),
-        (lambda _: [[0.1, 0.9]], r"must return a tensor of class scores \(B, K\), found list$"),
-        (lambda _: {"scores": 1}, r"must return a tensor of class scores \(B, K\), found dict$"),
-        (lambda _: None, r"must return a tensor of class scores \(B, K\), found NoneType$"),
-        (lambda x: x.mean((2, 3)) / 0 * 0, "gives scores that are NaN or infinite even for plain noise"),
-        (lambda _: np.array([["cat"]]), r"^--model <lambda> fails with TypeError: can't convert np.ndarray"),
+        (lambda x: x.mean((1, 2, 3)), r"of shape \(1, K\), found \(1,\); return \(B, K\), one row per picture$"),
+        (lambda x: x.mean((2, 3))[..., None], r"of shape \(1, K\), found \(1, 3, 1\); return \(B, K\)"),
+        (lambda x: x, r"must return class scores of shape \(1, K\), found \(1, 3, 8, 8\); return"),
+        (lambda x: x.new_zeros(2, 3), r"must return class scores of shape \(1, K\), found \(2, 3\); return"),
+        (lambda x: x.new_zeros(1, 0), r"^<lambda> gives no scores, found shape \(1, 0\); return \(B, K\)$"),
+        (lambda _: [[0.1, 0.9]], r"scores \(B, K\) must be a tensor or a NumPy array of real numbers, found list,"),
+        (lambda _: {"scores": 1}, "must be a tensor or a NumPy array of real numbers, found dict, given"),
+        (lambda _: None, "must be a tensor or a NumPy array of real numbers, found NoneType, given"),
+        (lambda _: np.array([["cat"]]), "^--model <lambda> fails with TypeError: scores .*, found ndarray of <U3,"),
+        (lambda x: means(x).astype(object), "of real numbers, found ndarray of object, given"),
+        (lambda x: means(x) * 1j, "of real numbers, found ndarray of complex128, given"),
+        (lambda x: x.mean((2, 3)) * 1j, "of real numbers, found Tensor of torch.complex64, given"),
+        (lambda x: x.mean((2, 3)) / 0 * 0, "scores that are NaN or infinite even for plain noise; return finite ones$"),
         (lambda _: 1 / 0, r"^--model <lambda> fails with ZeroDivisionError: .* pictures of shape \(1, 3, 8, 8\)"),
+        (lambda _: sys.exit(0), r"fails with RuntimeError: the function ended the process \(sys.exit 0\), given"),
+        (asynchronous, "fails with RuntimeError: the function is asynchronous, given pictures"),
     ],
 )  # fmt: skip
+@pytest.mark.filterwarnings("error")
 def test_what_is_no_scores_is_told_in_one_sentence(gives, message):
     with pytest.raises(ValueError, match=message) as caught:
         classifier_of(gives)
@@ -117,7 +154,7 @@ def test_has_no_layers_and_no_other_type():
 
 
 def test_what_is_no_model_at_all_is_a_type_error():
-    with pytest.raises(TypeError, match=r"a function from pictures .* found 5"):
+    with pytest.raises(TypeError, match=r"a function from pictures .*, with one parameter without default, found 5"):
         load_classifier(5)
     with pytest.raises(TypeError, match="found <function conv_net"):
         load_classifier(conv_net)
@@ -148,6 +185,17 @@ def make(num_classes=3):
     return lambda x: x.mean((2, 3))[:, :num_classes]
 def picky(x, y):
     return x
+def optional(x=None):
+    return x.float()
+def nothing(*pictures):
+    return None
+class Wide:
+    def __init__(self, width):
+        pass
+def leave(num_classes=3):
+    raise SystemExit(3)
+async def wait():
+    return predict
 """
 
 
@@ -168,6 +216,38 @@ def test_code_of_yours_may_be_a_function_or_build_one(code):
         load_classifier(f"{code}:picky", **SMALL)
 
 
+MADE = (
+    "called with no arguments to make a model; a function from pictures to scores needs one parameter without default"
+)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("optional", "fails with AttributeError: 'NoneType' object has no attribute 'float'"),
+        ("nothing", r"must be a torch.nn.Module or .* scores \(B, K\), found <class 'NoneType'>"),
+        ("Wide", "fails with TypeError: .* missing 1 required positional argument: 'width'"),
+        ("leave", r"fails with RuntimeError: the function ended the process \(sys.exit 3\)"),
+        ("wait", "fails with RuntimeError: the function is asynchronous"),
+    ],
+)
+def test_a_maker_that_fails_is_told_what_it_was_taken_for(code, name, told):
+    with pytest.raises(ValueError, match=f"^--model net.py:{name} {told}, {MADE}$"):
+        load_classifier(f"{code}:{name}", **SMALL)
+
+
+def test_a_maker_that_fails_is_told_with_what_it_was_called(code):
+    with pytest.raises(ValueError, match=r"\(sys.exit 3\), called with num_classes to make a model"):
+        load_classifier(f"{code}:leave", num_classes=2, **SMALL)
+
+
+def test_a_file_that_ends_the_process_is_an_error(tmp_path):
+    (tmp_path / "script.py").write_text("import sys\nsys.exit(0)\n")
+    with pytest.raises(ValueError, match=r"script\.py ended the process \(sys.exit 0\)$"):
+        load_classifier(f"{tmp_path}/script.py:net")
+
+
 @pytest.mark.parametrize("method", ["saliency", "gradcam", "lrp", "attention-rollout", "eigencam", "scorecam"])
 def test_methods_that_look_inside_are_refused_on_the_command_line(code, method):
     answer = run_xai(method, "a.png", "--model", f"{code}:predict", "-o", "out")
@@ -181,7 +261,7 @@ def test_can_be_looked_at(code):
     assert "0 layers; gradcam finds no layer by itself" in layers.said
     operators = run_xai("layers", f"{code}:predict", "--operators")
     assert operators.code == 1
-    assert "gradients are needed, and net.py:predict gives scores alone (Can't call numpy() on" in operators.said
+    assert "gradients are needed, and net.py:predict gives scores alone; take occlusion" in operators.said
     answer = run_xai("check", f"{code}:predict", "-m", "gradcam", "-m", "saliency")
     assert answer.code == 3
     assert "0 supported, 0 degraded, 2 refused" in answer.said

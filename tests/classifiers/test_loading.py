@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -131,6 +134,13 @@ def test_without_gradients_the_weights_are_packed_and_the_scores_stay(monkeypatc
     assert torch.equal(again, found)
     operators = {event.name for event in profile.events()}
     assert "mkldnn::_convolution_pointwise" in operators or not torch.backends.mkldnn.is_available()
+
+
+def test_compiling_says_nothing_of_a_gpu_that_is_not_there():
+    code = "import xai_cli; xai_cli.load_classifier(device='cpu', compile=True); import torch.utils.cpp_extension"
+    environment = {**os.environ, "CUDA_HOME": "/nowhere", "CUDA_VISIBLE_DEVICES": ""}
+    ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert ended.stderr == ""
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -356,6 +366,13 @@ def test_whatever_a_net_raises_is_told_with_its_name(error):
 
     net.register_forward_hook(fail)
     with pytest.raises(ValueError, match=rf"^Sequential fails on an input of shape .*{error.__name__}: [^\n]*$"):
+        load_classifier(net)
+
+
+def test_a_net_that_ends_the_process_is_an_error():
+    net = conv_net()
+    net.register_forward_hook(lambda *_: sys.exit(0))
+    with pytest.raises(ValueError, match=r"^Sequential fails on .*: the function ended the process \(sys.exit 0\)\);"):
         load_classifier(net)
 
 

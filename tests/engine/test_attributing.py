@@ -328,6 +328,19 @@ def test_a_model_that_fails_on_the_first_eight_pictures_ends_the_run() -> None:
     assert len(list(attributor(dark).attribute(pictures(*[255] * 7, 9, *[255] * 20)))) == 28
 
 
+@pytest.mark.parametrize("place", ["model", "method"])
+def test_whatever_ends_the_process_costs_its_picture_alone(place: str) -> None:
+    def ends(each: Any) -> None:
+        raises(SystemExit("0") if white(getattr(each, "inputs", each)) else None)
+
+    work = attributor(ends) if place == "model" else attributor(None, own(ends))
+    outcomes = list(work.attribute(pictures(9, 255, 99)))
+    broken = outcomes.pop(1)
+    failed = broken if place == "model" else broken.maps[0]
+    assert (failed.type, failed.message) == ("SystemExit", "0")
+    assert len(maps(outcomes)) == 2
+
+
 @pytest.mark.parametrize("target", ["predicted", "top:3"])
 def test_a_method_that_fails_on_the_first_eight_pictures_ends_the_run_of_all(target: str) -> None:
     work = attributor(None, Saliency(), own(dark), target=target)

@@ -50,6 +50,7 @@ class Classifier:
         folded: `{layer: batch norm}` where a layer now gives the output of the norm that followed it.
         compile: whether the module is compiled, wherever no layer is looked at.
         notes: what a user should know about how the model was loaded.
+        classes: how many scores it gave when it was loaded, if that is known.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Classifier:
     folded: Mapping[str, str] = field(default_factory=dict)
     compile: bool = False
     notes: tuple[str, ...] = ()
+    classes: int | None = None
     _layers: dict[str | None, FeatureLayer] = field(default_factory=dict, repr=False)
     _converted: dict[torch.dtype, Classifier] = field(default_factory=dict, init=False, repr=False)
 
@@ -163,32 +165,25 @@ class Classifier:
             self._converted[dtype] = replace(self, module=module, dtype=dtype)
         return self._converted[dtype]
 
-    @property
+    @cached_property
     def differentiable(self) -> bool:
         """Whether a gradient comes back from the scores to the picture: of a module it is taken for granted, a function
         is tried on the example.
         """
-        return self._gradient_fault is None
-
-    def check_differentiable(self) -> None:
-        """Raises ValueError if no gradient comes back from the scores to the picture."""
-        if self._gradient_fault is not None:
-            raise ValueError(
-                f"gradients are needed, and {self.name} gives scores alone ({self._gradient_fault}); {_FORWARD_ONLY}"
-            )
-
-    @cached_property
-    def _gradient_fault(self) -> str | None:
         if not isinstance(self.module, ScoreFunction):
-            return None
+            return True
         inputs = self.example().requires_grad_()
         try:
             with torch.enable_grad():
                 scores = self.eager_logits(inputs).sum()
-            known = scores.requires_grad and torch.autograd.grad(scores, inputs, allow_unused=True)[0] is not None
-        except Exception as error:  # noqa: BLE001  # whatever a function does with such a tensor
-            return reason(error)
-        return None if known else "no gradient comes back from them"
+            return scores.requires_grad and torch.autograd.grad(scores, inputs, allow_unused=True)[0] is not None
+        except Exception:  # noqa: BLE001  # whatever a function does with such a tensor
+            return False
+
+    def check_differentiable(self) -> None:
+        """Raises ValueError if no gradient comes back from the scores to the picture."""
+        if not self.differentiable:
+            raise ValueError(f"gradients are needed, and {self.name} gives scores alone; {_FORWARD_ONLY}")
 
     @cached_property
     def canonical(self) -> nn.Module:
@@ -263,11 +258,16 @@ class Classifier:
 
     def checked(self, output: Any, rows: int) -> Tensor:
         """The class scores `(rows, K)`, at least float32, of what the module returns. Raises ValueError if there are
-        none.
+        none, or of other classes than before.
         """
         logits = output_tensor(output)
         if logits.ndim != 2 or len(logits) != rows:
-            raise ValueError(f"the model must return class scores of shape ({rows}, K), found {tuple(logits.shape)}")
+            raise ValueError(
+                f"the model must return class scores of shape ({rows}, K), found {tuple(logits.shape)}; return (B, K), "
+                "one row per picture"
+            )
+        if self.classes not in (None, logits.shape[1]):
+            raise ValueError(f"the model gave {self.classes} scores when it was loaded, and now {logits.shape[1]}")
         return at_least_float32(logits)
 
     @property

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from xai_cli.classifiers.layers import scores_in
+
 # What a function that makes a model may want to know before.
 _BUILDING = {"num_classes", "in_chans"}
 
@@ -26,14 +28,32 @@ class ScoreFunction(nn.Module):
         if hasattr(function, "pretrained_cfg"):
             self.pretrained_cfg = function.pretrained_cfg
 
-    def forward(self, inputs: Tensor) -> Any:
-        """What the function returns; a tensor, or NumPy array, on the device and in the type of `inputs`."""
+    def forward(self, inputs: Tensor) -> Tensor:
+        """What the function returns, on the device and in the type of `inputs`. Raises TypeError if it is no scores."""
         # A copy in the plain layout: the function may work in place, or take a view.
-        output = self.function(inputs.clone(memory_format=torch.contiguous_format))
-        if isinstance(output, np.ndarray):
+        output = called(self.function, inputs.clone(memory_format=torch.contiguous_format))
+        scores = scores_in(output)
+        if isinstance(scores, np.ndarray) and scores.dtype.kind in "biuf":
             # A copy as well, of what may be read-only, or overwritten with the next scores.
-            output = torch.from_numpy(np.array(output, order="C"))
-        return output.to(inputs) if isinstance(output, Tensor) else output
+            scores = torch.from_numpy(np.array(scores, np.float64, order="C"))
+        if not isinstance(scores, Tensor) or scores.is_complex():
+            kind = f" of {scores.dtype}" if isinstance(scores, Tensor | np.ndarray) else ""
+            raise TypeError(
+                f"scores (B, K) must be a tensor or a NumPy array of real numbers, found {type(output).__name__}{kind}"
+            )
+        return scores.to(inputs)
+
+
+def called(function: Callable[..., Any], *given: Any, **options: Any) -> Any:
+    """What a user's function returns. Raises RuntimeError if it would end the process, or is asynchronous."""
+    try:
+        output = function(*given, **options)
+    except SystemExit as error:
+        raise RuntimeError(f"the function ended the process (sys.exit {error.code})") from error
+    if inspect.iscoroutine(output):
+        output.close()  # or Python would warn that nobody waits for it
+        raise RuntimeError("the function is asynchronous")
+    return output
 
 
 def takes_pictures(function: object) -> bool:

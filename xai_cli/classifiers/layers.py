@@ -188,17 +188,17 @@ def with_first_tensor(output: Any, tensor: Tensor) -> Any:
     return type(output)([tensor, *output[1:]])
 
 
-def output_tensor(output: Any) -> Tensor:
-    """The tensor of class scores inside whatever a model returns: itself, `.logits`, `["logits"]`, or the first of a
-    tuple.
-
-    Raises ValueError if there is none.
-    """
+def scores_in(output: Any) -> Any:
+    """The class scores inside whatever a model returns: itself, `.logits`, `["logits"]`, or the first of a tuple."""
     if isinstance(output, dict):
         output = output.get("logits", output)
     output = getattr(output, "logits", output)
-    if isinstance(output, tuple | list) and output:
-        output = output[0]
-    if not isinstance(output, Tensor):
+    return output[0] if isinstance(output, tuple | list) and output else output
+
+
+def output_tensor(output: Any) -> Tensor:
+    """The class scores inside whatever a model returns. Raises ValueError if they are no tensor."""
+    scores = scores_in(output)
+    if not isinstance(scores, Tensor):
         raise ValueError(f"the model must return a tensor of class scores (B, K), found {type(output).__name__}")
-    return output
+    return scores

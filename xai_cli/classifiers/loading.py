@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from xai_cli.classifiers import zoo
 from xai_cli.classifiers.checkpoints import digest, load_checkpoint
 from xai_cli.classifiers.classifier import Classifier
-from xai_cli.classifiers.function import ScoreFunction, takes_pictures
+from xai_cli.classifiers.function import ScoreFunction, called, takes_pictures
 from xai_cli.classifiers.labels import default_labels, read_labels
 from xai_cli.classifiers.layers import output_tensor
 from xai_cli.classifiers.options import DEFAULT_MODEL, ModelOptions
@@ -49,7 +50,7 @@ def _finish_given(model: nn.Module | Callable[..., Any], **options: Any) -> Clas
     if not is_module and not takes_pictures(model):
         raise TypeError(
             "expected a model's name, a torch.nn.Module, or a function from pictures (B, C, h, w) to scores (B, K), "
-            f"found {model!r}"
+            f"with one parameter without default, found {model!r}"
         )
     chosen = ModelOptions(model=getattr(model, "__name__", type(model).__name__), **options)
     if chosen.num_classes is not None or not chosen.pretrained:
@@ -68,6 +69,8 @@ def _finish(built: zoo.Built, options: ModelOptions) -> Classifier:
         _check_function(options)
     if options.checkpoint is not None:
         load_checkpoint(built.module, options.checkpoint)
+    if options.compile:  # it would tell of CUDA on a machine without a GPU
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     device, dtype = _device(options.device), getattr(torch, options.dtype)
     classifier = Classifier(
         name=options.model,
@@ -90,6 +93,7 @@ def _finish(built: zoo.Built, options: ModelOptions) -> Classifier:
         folded=folded,
         compile=options.compile,
         notes=(*built.notes, *_suspicions(logits)),
+        classes=logits.shape[1],
     )
 
 
@@ -122,7 +126,7 @@ def _probe(classifier: Classifier, options: ModelOptions) -> Tensor:
     example = classifier.example()
     try:
         with torch.no_grad():
-            output = classifier.module(example)
+            output = called(classifier.module, example)
     except Exception as error:
         told, shape = f"{type(error).__name__}: {reason(error)}", tuple(example.shape)
         if isinstance(classifier.module, ScoreFunction):
@@ -132,16 +136,22 @@ def _probe(classifier: Classifier, options: ModelOptions) -> Tensor:
         )
         raise ValueError(f"{classifier.name} fails on an input of shape {shape} ({told}); {advice}") from error
     logits = classifier.checked(output, len(example))
+    _check_scores(classifier, logits)
+    return logits
+
+
+def _check_scores(classifier: Classifier, logits: Tensor) -> None:
+    is_function = isinstance(classifier.module, ScoreFunction)
     if getattr(classifier.module, "num_classes", None) == 0 or logits.shape[1] == 0:
+        advice = "give --num-classes, and its weights with --checkpoint"
         raise ValueError(
-            f"{classifier.name} is a backbone without a head (0 classes); give --num-classes, and its weights with "
-            "--checkpoint"
+            f"{classifier.name} gives no scores, found shape {tuple(logits.shape)}; return (B, K)"
+            if is_function
+            else f"{classifier.name} is a backbone without a head (0 classes); {advice}"
         )
     if not logits.isfinite().all():
-        raise ValueError(
-            f"{classifier.name} gives scores that are NaN or infinite even for plain noise; check its weights"
-        )
-    return logits
+        advice = "return finite ones" if is_function else "check its weights"
+        raise ValueError(f"{classifier.name} gives scores that are NaN or infinite even for plain noise; {advice}")
 
 
 def _suspicions(logits: Tensor) -> list[str]:

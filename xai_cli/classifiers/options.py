@@ -39,5 +39,6 @@ class ModelOptions(Options):
     )
     interpolation: Annotated[Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"] | None,
                              Option("How the picture is resized.")] = None  # fmt: skip
-    mean: Annotated[tuple[float, float, float] | None, Option("Mean of each channel, in 0..1.")] = None
-    std: Annotated[tuple[float, float, float] | None, Option("Deviation of each channel.", min=1e-6)] = None
+    mean: Annotated[tuple[float, float, float] | None,
+                    Option("Mean of each channel, in 0..1; a grey model takes the first.")] = None  # fmt: skip
+    std: Annotated[tuple[float, float, float] | None, Option("Deviation of each channel, likewise.", min=1e-6)] = None

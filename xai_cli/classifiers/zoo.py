@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from xai_cli.classifiers.checkpoints import load_checkpoint
-from xai_cli.classifiers.function import ScoreFunction, takes_pictures
+from xai_cli.classifiers.function import ScoreFunction, called, takes_pictures
 from xai_cli.classifiers.names import model_names
 from xai_cli.images.geometry import Preprocessing
 from xai_cli.scenes import nets
@@ -192,17 +192,28 @@ def _from_code(name: str, classes: int | None, channels: int | None) -> Built:
     model = getattr(code, attribute)
     if not _is_model(model):
         arguments = _given(num_classes=classes, in_chans=channels if _takes(model, "in_chans") else None)
-        with _user_code(name):
-            model = model(**arguments)
+        model = _made(name, model, arguments)
     elif classes is not None:
         kind = "is a finished module" if isinstance(model, nn.Module) else "gives scores alone"
         raise ValueError(f"--num-classes cannot change {name}, which {kind}; name a function that builds the model")
+    return adopt(model, channels)
+
+
+def _made(name: str, function: Callable[..., Any], arguments: dict[str, Any]) -> nn.Module | Callable[..., Any]:
+    """The model that a user's function makes. Raises ValueError if it makes none."""
+    # It may be meant to take pictures.
+    hint = (
+        f", called with {' and '.join(arguments) or 'no arguments'} to make a model; a function from pictures to "
+        "scores needs one parameter without default"
+    )
+    with _user_code(name, hint):
+        model = called(function, **arguments)
     if not _is_model(model):
         raise ValueError(
             f"--model {name} must be a torch.nn.Module or a function that returns one, or a function from pictures "
-            f"(B, C, h, w) to scores (B, K), found {type(model)}"
+            f"(B, C, h, w) to scores (B, K), found {type(model)}{hint}"
         )
-    return adopt(model, channels)
+    return model
 
 
 def _is_model(model: Any) -> bool:
@@ -244,12 +255,14 @@ def _imported(place: str) -> Any:
 
 
 @contextmanager
-def _user_code(name: str) -> Iterator[None]:
-    """Whatever a user's own file raises is told with its type, as a mistake of that file."""
+def _user_code(name: str, hint: str = "") -> Iterator[None]:
+    """Whatever a user's own file raises is told with its type, as a mistake of that file, and `hint`."""
     try:
         yield
-    except (Exception, SystemExit) as error:
-        raise ValueError(f"--model {name} fails with {type(error).__name__}: {error}") from error
+    except SystemExit as error:
+        raise ValueError(f"--model {name} ended the process (sys.exit {error.code})") from error
+    except Exception as error:
+        raise ValueError(f"--model {name} fails with {type(error).__name__}: {error}{hint}") from error
 
 
 def _own_preprocessing(module: nn.Module, channels: int | None) -> Preprocessing:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from xai_cli.cli.config import Sections, build, read_config
 from xai_cli.options import Declaration, Options, declarations, flag
@@ -69,7 +70,16 @@ def add_command(
     ]
     call.__signature__ = Signature(signature)  # type: ignore[attr-defined]
     call.__annotations__ = {parameter.name: parameter.annotation for parameter in signature}
-    app.command(name, help=help, rich_help_panel=panel)(call)
+    app.command(name, cls=_Command, help=help, rich_help_panel=panel)(call)
+
+
+class _Command(TyperCommand):
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except typer.BadParameter as error:
+            error.message = error.message.removeprefix("Value error, ")  # Pydantic puts it before whole sentences
+            raise
 
 
 def _positional(name: str, declared: Declaration) -> Parameter:

@@ -116,7 +116,7 @@ class Attributor:
             return list(self._explained(pictures))
         except _MethodError as error:
             fault = _Fault.of(error.__cause__ or error, in_method=True)
-        except Exception as error:  # noqa: BLE001  # a picture must not end the run, whatever a model does with it
+        except (Exception, SystemExit) as error:  # noqa: BLE001  # no picture must end the run, whatever a model does
             fault = _Fault.of(error, in_method=False)
         if fault.device_lost:
             raise DeviceLostError(f"the device failed and needs a new process ({fault.message}); run the command again")
@@ -167,7 +167,7 @@ class Attributor:
             attribution = method.attribute(evidence)
             arrays = attribution.relevance.float().cpu().numpy()
             checks = [_row_of(attribution, row) for row in range(len(pictures))]
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             fault = _Fault.of(error, in_method=True)
             may_be_less = fault.out_of_memory and self._rows * self._chunk > 1
             if len(pictures) > 1 or may_be_less or fault.device_lost:

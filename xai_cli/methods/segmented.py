@@ -99,8 +99,11 @@ class SegmentMethod(Perturbation):
     ] = "slic"
     segments: Annotated[
         int,
-        Option("How many segments, about: what the picture and --segmentation allow; not used with folder.",
-               min=1, max=4096),
+        Option(
+            "How many segments, about: what the picture and --segmentation allow; not used with folder.",
+            min=1,
+            max=4096,
+        ),
     ] = 50
     segments_folder: Annotated[
         Path | None,
