@@ -215,7 +215,7 @@ def spread(asked: argparse.Namespace) -> list[Row]:
         inputs = classifier.read([path])
         label = int(classifier.logits(inputs).argmax())
         for name, weigh in kinds.items():
-            one, other = (torch.from_numpy(weigh(inputs, label, seed)) for seed in (1, 2))
+            one, other = (torch.from_numpy(weigh(inputs, label, seed))[None] for seed in (1, 2))
             correlations[name].append(float(rank_correlation(one, other)))
             print(path.name, name, round(correlations[name][-1], 3), flush=True)
     return [

@@ -14,8 +14,11 @@ from xai_cli.engine.checks import is_degenerate, warnings
     ("name", "good", "bad", "meaning"),
     [
         ("completeness_gap", 0.05, 0.051, "does not add up"),
-        ("spread", 1.0, 1.01, "what is chance in the map is more than what is not; give more --samples"),
+        ("spread", 1.0, 1.01, "what is chance in the map is more than what is not; take more samples"),
         ("r2", 0.3, 0.29, "the linear model does not describe the scores"),
+        ("score_kept", 0.5, 0.49, "the region keeps less than half of the score"),
+        ("area_gap", 0.25, 0.26, "the region has not the area asked for"),
+        ("last_gain", 0.25, 0.26, "had not come to its end; give more --steps"),
         ("single_segment", 0.0, 1.0, "nothing to compare it with"),
         ("degenerate", False, True, "is the same everywhere"),
     ],
