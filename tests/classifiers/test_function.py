@@ -265,3 +265,11 @@ def test_can_be_looked_at(code):
     answer = run_xai("check", f"{code}:predict", "-m", "gradcam", "-m", "saliency")
     assert answer.code == 3
     assert "0 supported, 0 degraded, 2 refused" in answer.said
+
+
+def test_what_is_guessed_of_the_preprocessing_is_told_unless_it_was_given():
+    def scores(pictures):
+        return pictures.mean(dim=(2, 3))
+
+    assert "normalised by ImageNet's" in load_classifier(scores).notes[0]
+    assert not load_classifier(scores, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)).notes

@@ -92,7 +92,8 @@ def _finish(built: zoo.Built, options: ModelOptions) -> Classifier:
         dtype=dtype,
         folded=folded,
         compile=options.compile,
-        notes=(*built.notes, *_suspicions(logits)),
+        # What is guessed of the preprocessing is no matter where it was given.
+        notes=(*(() if options.mean and options.std else built.notes), *_suspicions(logits)),
         classes=logits.shape[1],
     )
 
