@@ -34,6 +34,10 @@ def masking_of(evidence, rows=4, **options):
     return Masking(evidence, stripes, still(torch.zeros_like(evidence.inputs)), [SAMPLES, SAMPLES], rows, **options)
 
 
+def first(masking, rows, stop, start=0):
+    return torch.stack(masking.of(rows, [torch.arange(start, stop)] * len(rows)))
+
+
 def masked(inputs, row, sample):
     return (inputs[row] * stripes(torch.tensor([row]), torch.tensor([sample]))[0].to(inputs))[None]
 
@@ -41,7 +45,7 @@ def masked(inputs, row, sample):
 @pytest.mark.parametrize("rows", [1, 3, 4, 100])
 def test_scores_are_those_of_the_masked_pictures_for_every_target_whatever_the_size_of_a_pass(rows):
     evidence = evidence_of()
-    scores = masking_of(evidence, rows).first([0, 1], SAMPLES)
+    scores = first(masking_of(evidence, rows), [0, 1], SAMPLES)
     assert scores.shape == (2, SAMPLES, 2)
     for row in range(2):
         for sample in range(SAMPLES):
@@ -52,8 +56,8 @@ def test_scores_are_those_of_the_masked_pictures_for_every_target_whatever_the_s
 
 def test_later_samples_and_some_of_the_pictures_can_be_asked_for():
     masking = masking_of(evidence_of())
-    every = masking.first([0, 1], SAMPLES)
-    assert torch.equal(masking.first([1], 4, start=2), every[1:, 2:4])
+    every = first(masking, [0, 1], SAMPLES)
+    assert torch.equal(first(masking, [1], 4, start=2), every[1:, 2:4])
     pairs = masking.scores(torch.tensor([1, 0, 1]), torch.tensor([4, 0, 0]))
     assert torch.equal(pairs, every[[1, 0, 1], [4, 0, 0]])
 
@@ -68,13 +72,13 @@ def test_every_pass_has_the_same_size(monkeypatch):
         return forward(inputs)
 
     monkeypatch.setattr(evidence.classifier.module, "forward", watched)
-    masking_of(evidence, rows=4).first([0, 1], SAMPLES)
+    first(masking_of(evidence, rows=4), [0, 1], SAMPLES)
     assert sizes == {4}
 
 
 def test_scores_are_plain_tensors():
     evidence = evidence_of()
-    scores = masking_of(evidence).first([0, 1], SAMPLES)
+    scores = first(masking_of(evidence), [0, 1], SAMPLES)
     assert not scores.is_inference()
 
 
@@ -113,7 +117,7 @@ def test_bfloat16_is_taken_only_where_it_ranks_what_is_made_of_the_scores_like_f
     masking, tried, agreement = asked.settled(TRIED, lambda _, scores: scores.T)
     assert masking.reduced.tolist() == [True, False]
     assert agreement[0] > 0.99 > agreement[1]
-    scores, exact = masking.first([0, 1], SAMPLES), plain.first([0, 1], SAMPLES)
+    scores, exact = first(masking, [0, 1], SAMPLES), first(plain, [0, 1], SAMPLES)
     assert torch.equal(torch.stack(tried), scores)
     assert torch.equal(scores[1], exact[1])
     assert not torch.equal(scores[0], exact[0])
@@ -130,7 +134,7 @@ def test_the_worst_target_decides_and_the_map_not_the_scores():
     ends = {0: torch.tensor([[1.0, 2, 3], [1, 2, 3]]), 1: torch.tensor([[1.0, 2, 3], [3, 2, 1]])}
 
     def maps(row, scores):
-        rounded = not torch.equal(scores, masking_of(evidence).first([row], SAMPLES)[0])
+        rounded = not torch.equal(scores, first(masking_of(evidence), [row], SAMPLES)[0])
         return ends[1] if rounded else ends[0]
 
     assert asked.settled(TRIED, maps)[2].tolist() == pytest.approx([-1, -1])
@@ -142,7 +146,7 @@ def test_without_bfloat16_nothing_is_tried():
     settled, scores, agreement = masking.settled(TRIED, lambda *_: pytest.fail("a map is made"))
     assert settled is masking
     assert agreement is None
-    assert torch.equal(torch.stack(scores), masking.first([0, 1], SAMPLES))
+    assert torch.equal(torch.stack(scores), first(masking, [0, 1], SAMPLES))
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ class Case:
         try:
             with torch.no_grad():
                 logits = [classifier.logits(each[None])[0].cpu().numpy() for each in inputs]
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise HopelessError(f"the model fails on the picture ({_told(error)})") from error
         first, second = (rule.choose(row, "", classifier.labels)[0] for row in logits)
         return cls(classifier, inputs, (first, second))
@@ -145,12 +145,12 @@ def verdicts(case: Case, methods: Iterable[Method]) -> Iterator[Verdict]:
 def _verdict(case: Case, method: Method) -> Verdict:
     try:
         union(case.classifier, [method])
-    except Exception as error:  # noqa: BLE001  # whatever a model does, the other methods are still checked
+    except (Exception, SystemExit) as error:  # noqa: BLE001  # whatever a model does, the other methods are still checked
         foreseen = isinstance(error, LookupError | ValueError) and not isinstance(error, KeyError | IndexError)
         return Verdict(method.name, reason=reason(error) if foreseen else _told(error), foreseen=foreseen)
     try:
         return _measured(case, method)
-    except Exception as error:  # noqa: BLE001  # as above
+    except (Exception, SystemExit) as error:  # noqa: BLE001  # as above
         return Verdict(method.name, reason=_told(error))
 
 
@@ -180,7 +180,7 @@ def _kept(attribution: Attribution) -> Tensor:
     return attribution.relevance.detach().float().cpu()
 
 
-def _told(error: Exception) -> str:
+def _told(error: BaseException) -> str:
     """An error that nobody foresaw says more with its type."""
     return f"{type(error).__name__}: {reason(error)}"
 

@@ -45,7 +45,7 @@ class KernelShap(SegmentMethod):
 
     samples: Annotated[
         int,
-        Option("Masked pictures, in pairs, beside the one with all hidden; all that there are if fewer.", min=2),
+        Option("Masked pictures, in pairs, beside the two ends; all that there are if fewer.", min=2, max=1_000_000),
     ] = 1000
     tolerance: Tolerance = 0.0
 

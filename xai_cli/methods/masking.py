@@ -50,12 +50,6 @@ class Masking:
     precision: Precision = "float32"
     reduced: Tensor | None = None
 
-    def first(self, rows: Sequence[int], stop: int, start: int = 0) -> Tensor:
-        """The scores `(len(rows), stop - start, T)` of these pictures in samples `start` to `stop`."""
-        import torch
-
-        return torch.stack(self.of(rows, [torch.arange(start, stop)] * len(rows)))
-
     def of(self, rows: Sequence[int], samples: Sequence[Tensor]) -> list[Tensor]:
         """The scores `(S_b, T)` of each of these pictures in its own `samples[b]` `(S_b,)`."""
         import torch

@@ -87,7 +87,10 @@ class Perturbation(Method):
 
 
 def losses(masking: Masking) -> tuple[list[Tensor], dict[str, Tensor]]:
-    """What the score of each picture loses in each of its samples, `(S_b, T)`, and checks of that `{name: (B,)}`."""
+    """What the score of each picture loses in each of its samples, `(S_b, T)`, and checks of that `{name: (B,)}`.
+
+    Masks are truth values: a pixel is seen or hidden.
+    """
     import torch
 
     every = [torch.arange(count) for count in masking.counts]
@@ -99,7 +102,7 @@ def losses(masking: Masking) -> tuple[list[Tensor], dict[str, Tensor]]:
 
     def visible(rows: Tensor, samples: Tensor) -> Tensor:
         whole = samples == counts[rows]
-        return masking.visible(rows, samples.where(~whole, 0)).where(~whole[:, None, None, None], 1)
+        return masking.visible(rows, samples.where(~whole, 0)) | whole[:, None, None, None]
 
     # The picture itself is one sample more, in passes like those of the others.
     scores = replace(masking, visible=visible).of(range(len(every)), [torch.arange(len(each) + 1) for each in every])

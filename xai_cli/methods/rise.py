@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from xai_cli.methods.contract import Attribution, Evidence, Needs
 from xai_cli.methods.hadamard import balanced_masks
 from xai_cli.methods.perturbation import Perturbation
-from xai_cli.methods.sampling import Estimate, Tolerance, sampled
+from xai_cli.methods.sampling import Estimate, Tolerance, checks_of, sampled
 from xai_cli.options import Option
 
 if TYPE_CHECKING:
@@ -127,14 +127,14 @@ class Rise(Perturbation):
             return [self._estimate(masks, row, each.cpu()) for row, each in zip(rows, scores, strict=True)]
 
         found = sampled(masking, self.tolerance, [self._block] * len(evidence.inputs), estimates, first=_FIRST)
-        evaluations, measured = torch.tensor([each.samples for each in found]), [each.checks for each in found]
-        maps = []
-        for rank in range(len(evidence.everyone)):
-            relevance = torch.stack([each.values[rank].view(sides) for each in found])
-            checks = {name: torch.stack([each[name][rank] for each in measured]) for name in measured[0]}
-            checks |= {"evaluations": evaluations, "spread": torch.stack([each.spread[rank] for each in found])}
-            maps.append(Attribution(relevance, signed=True, checks=checks))
-        return maps
+        return [
+            Attribution(
+                torch.stack([each.values[rank].view(sides) for each in found]),
+                signed=True,
+                checks=checks_of(found, rank),
+            )
+            for rank in range(len(evidence.everyone))
+        ]
 
     def masks(self, evidence: Evidence) -> Masks:
         """The masks of all pictures of the batch, each from its own seeds; fewer are the first of more."""

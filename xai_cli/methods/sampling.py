@@ -48,6 +48,18 @@ class Estimate:
         return torch.where(error == 0, 0, error / length)
 
 
+def checks_of(estimates: Sequence[Estimate], rank: int) -> dict[str, Tensor]:
+    """What was measured of each picture's map for one target, `{name: (B,)}`."""
+    import torch
+
+    measured: dict[str, list[float]] = {"evaluations": [each.samples for each in estimates]}
+    if estimates[0].errors is not None:
+        measured["spread"] = [float(each.spread[rank]) for each in estimates]
+    for name in estimates[0].checks:
+        measured[name] = [float(each.checks[name][rank]) for each in estimates]
+    return {name: torch.tensor(values) for name, values in measured.items()}
+
+
 def sampled(
     masking: Masking,
     tolerance: float,

@@ -12,7 +12,7 @@ from xai_cli.methods.contract import Attribution, Evidence
 from xai_cli.methods.fills import still
 from xai_cli.methods.masking import Masking, Visible, taken
 from xai_cli.methods.perturbation import Perturbation
-from xai_cli.methods.sampling import Estimate
+from xai_cli.methods.sampling import Estimate, checks_of
 from xai_cli.options import Option
 
 if TYPE_CHECKING:
@@ -137,13 +137,14 @@ class SegmentMethod(Perturbation):
 
         segments = evidence.common(("segments", *self._cut), lambda: self._segments(evidence))
         estimates, maps = self.estimates(evidence, segments), []
+        single = torch.tensor([count == 1 for count in segments.counts])
         for rank in range(len(evidence.everyone)):
             relevance = [
                 each.values[rank].to(evidence.inputs)[labels]
                 for each, labels in zip(estimates, segments.labels, strict=True)
             ]
             rows = tuple(_described(each, segments, row, rank) for row, each in enumerate(estimates))
-            checks = _checks(estimates, rank)
+            checks = {"single_segment": single, **checks_of(estimates, rank)}
             maps.append(Attribution(torch.stack(relevance), signed=True, checks=checks, segments=rows))
         return maps
 
@@ -176,21 +177,6 @@ class SegmentMethod(Perturbation):
         pixels = evidence.classifier.pixels(evidence.inputs)
         found = [segmented(picture, self.segmentation, self.segments) for picture in pixels]
         return Segments.of(found, evidence.inputs.device, None)
-
-
-def _checks(estimates: Sequence[Estimate], rank: int) -> dict[str, Tensor]:
-    """What was measured of each picture's map for one target, `{name: (B,)}`."""
-    import torch
-
-    measured: dict[str, list[float]] = {
-        "single_segment": [len(each.sizes) == 1 for each in estimates],
-        "evaluations": [each.samples for each in estimates],
-    }
-    if estimates[0].errors is not None:
-        measured["spread"] = [float(each.spread[rank]) for each in estimates]
-    for name in estimates[0].checks:
-        measured[name] = [float(each.checks[name][rank]) for each in estimates]
-    return {name: torch.tensor(values) for name, values in measured.items()}
 
 
 def _described(estimate: Estimate, segments: Segments, row: int, rank: int) -> dict[str, list[Any]]:

@@ -48,7 +48,11 @@ class ShapleySampling(SegmentMethod):
 
     permutations: Annotated[
         int,
-        Option("Random orders of the segments, each walked in reverse as well; all that there are if fewer.", min=2),
+        Option(
+            "Random orders of the segments, each walked in reverse as well; all that there are if fewer.",
+            min=2,
+            max=100_000,
+        ),
     ] = 10
     tolerance: Tolerance = 0.0
 
