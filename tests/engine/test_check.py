@@ -51,6 +51,11 @@ class Failing(Fake):
         raise ValueError("no ears\nnor eyes")
 
 
+class Ending(Fake):
+    def attribute(self, evidence: Evidence) -> Attribution:
+        raise SystemExit("enough")
+
+
 class Infinite(Fake):
     def attribute(self, evidence: Evidence) -> Attribution:
         return Attribution(evidence.inputs.sum(dim=1) / 0, signed=True)
@@ -109,6 +114,7 @@ def test_a_map_of_which_all_is_well_is_supported() -> None:
         (Unfit(), True, "the model has no ears"),
         (Careless(), False, "KeyError: 'ears'"),
         (Failing(), False, "ValueError: no ears"),
+        (Ending(), False, "SystemExit: enough"),
         (Infinite(), False, "NonFinite: the map of fake holds NaN or infinity"),
     ],
 )

@@ -101,7 +101,8 @@ def test_a_whole_run_of_the_package_has_the_same_weights(monkeypatch):
     state = np.random.RandomState(3)
     state.randint(0, high=1000)  # the seed of its segmentation
     masks = torch.tensor(state.randint(0, 2, 240).reshape(60, 4)).bool()
-    monkeypatch.setattr(Lime, "_masks", lambda *_: masks[1:])
+    masks[0] = True  # of the whole picture
+    monkeypatch.setattr(Lime, "_masks", lambda *_: masks)
     inputs = torch.tensor(pixels / 255 - 0.5)[None].permute(0, 3, 1, 2) * 4
     options = {**QUARTERS, "fill": "black", "samples": 60, "sampling": "independent"}
     found = values(inputs, targets=[Target(2)], **options)
@@ -113,7 +114,7 @@ def drawn_masks(samples, segments, sampling="paired", seed=0):
     generator = lambda _, row, block: torch.Generator().manual_seed(10_000 * seed + block)  # noqa: E731
     drawn = Lime(samples=samples, sampling=sampling)._masks(type("", (), {"generator": generator})(), 0, segments)
     assert drawn.dtype == torch.bool
-    return torch.cat([torch.ones(1, segments), drawn]).double()
+    return drawn.double()
 
 
 @pytest.mark.parametrize("segments", [1, 3, 4, 40])

@@ -82,17 +82,6 @@ def test_scores_are_plain_tensors():
     assert not scores.is_inference()
 
 
-def test_pictures_seen_everywhere_or_nowhere_are_scored_in_passes_like_the_others(monkeypatch):
-    evidence, sizes = evidence_of(), set()
-    forward = evidence.classifier.module.forward
-    monkeypatch.setattr(evidence.classifier.module, "forward", lambda x: sizes.add(len(x)) or forward(x))
-    masking = masking_of(evidence, rows=5)
-    expected = torch.stack([evidence.logits[[0, 1], [0, 1]], evidence.logits[[0, 1], [2, 0]]], dim=1)
-    assert_close(masking.evenly(1.0), expected, rtol=1e-9, atol=1e-12)
-    assert_close(masking.evenly(0.0)[0], forward(torch.zeros_like(evidence.inputs))[0, [0, 2]], rtol=1e-9, atol=1e-12)
-    assert sizes == {5}
-
-
 class Rounding(nn.Module):
     """Scores that differ by so little that bfloat16 cannot tell them, for pictures that are positive at the corner."""
 
@@ -122,10 +111,6 @@ def test_bfloat16_is_taken_only_where_it_ranks_what_is_made_of_the_scores_like_f
     assert torch.equal(scores[1], exact[1])
     assert not torch.equal(scores[0], exact[0])
     assert_close(scores[0], exact[0], rtol=2e-2, atol=1e-3)
-    # Of both ends as well, because differences of two scores want both to be rounded alike.
-    for level in (0.0, 1.0):
-        assert torch.equal(masking.evenly(level)[1], plain.evenly(level)[1])
-    assert not torch.equal(masking.evenly(1.0)[0], plain.evenly(1.0)[0])
 
 
 def test_the_worst_target_decides_and_the_map_not_the_scores():

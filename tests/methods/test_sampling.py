@@ -89,6 +89,13 @@ def test_it_looks_after_the_first_blocks_and_rounds_grow_by_a_quarter():
     assert looks == [4, 5, 6, 7, 8, 10]
 
 
+def test_ends_come_before_the_blocks():
+    masking = Counted(32, 2)
+    found = sampled(masking, 0.5, [10, 0], by_count([13, 0]), ends=2)
+    assert [each.samples for each in found] == [22, 2]
+    assert masking.asked[0] == {0: [*range(12)], 1: [0, 1]}
+
+
 def test_a_picture_takes_its_own_blocks_as_it_would_alone():
     needed, blocks = [35, 35], [4, 10]
     together = sampled(Counted(100, 100), 0.5, blocks, by_count(needed))

@@ -20,13 +20,13 @@ Lee: Improving KernelSHAP: Practical Shapley Value Estimation via Linear Regress
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import ceil, comb
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from xai_cli.methods.contract import Evidence
 from xai_cli.methods.sampling import Estimate, Tolerance, sampled
-from xai_cli.methods.segmented import SegmentMethod, Segments
+from xai_cli.methods.segmented import SegmentMethod, Segments, with_ends
 from xai_cli.options import Option
 
 if TYPE_CHECKING:
@@ -51,19 +51,17 @@ class KernelShap(SegmentMethod):
 
     def estimates(self, evidence: Evidence, segments: Segments) -> list[Estimate]:
         designs = [self._design(evidence, row, count) for row, count in enumerate(segments.counts)]
-        masking = self.hidden(evidence, segments, [each.present for each in designs], self.samples)
-        changes = (masking.evenly(1.0) - masking.evenly(0.0)).cpu().double()
+        masking = self.hidden(evidence, segments, [with_ends(each.present) for each in designs], 2 + self.samples)
 
         def estimate(rows: Sequence[int], scores: Sequence[Tensor]) -> list[Estimate]:
             return [
-                designs[row].estimate(each, changes[row], segments.sizes[row])
+                designs[row].estimate(each[2:], (each[1] - each[0]).cpu().double(), segments.sizes[row])
                 for row, each in zip(rows, scores, strict=True)
             ]
 
         # All sets say something only together; those that are drawn come in twos.
         blocks = [2 * (len(each.signs) if each.complete else ceil(each.signs.shape[1] / 2)) for each in designs]
-        found = sampled(masking, self.tolerance, blocks, estimate, first=_FIRST)
-        return [replace(each, samples=each.samples + 2) for each in found]
+        return sampled(masking, self.tolerance, blocks, estimate, first=_FIRST, ends=2)
 
     def _design(self, evidence: Evidence, row: int, segments: int) -> Design:
         # Beyond 62 the number of sets is no number of samples that anyone could ask for.

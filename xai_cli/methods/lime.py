@@ -34,7 +34,7 @@ Multifactorial Experiments, 1946 (doi:10.1093/biomet/33.4.305).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from xai_cli.methods.contract import Evidence
@@ -75,23 +75,18 @@ class Lime(SegmentMethod):
     tolerance: Tolerance = 0.0
 
     def estimates(self, evidence: Evidence, segments: Segments) -> list[Estimate]:
-        import torch
-
         present = [self._masks(evidence, row, count) for row, count in enumerate(segments.counts)]
         masking = self.hidden(evidence, segments, present)
-        whole = masking.evenly(1.0)
 
         def estimate(rows: Sequence[int], scores: Sequence[Tensor]) -> list[Estimate]:
             # One by one: each has segments of its own number, and its bytes must not depend on its neighbours.
             made = []
-            for row, drawn in zip(rows, scores, strict=True):
-                masks = torch.cat([torch.ones_like(present[row][:1]), present[row][: len(drawn)]])
-                fit = self.fitted(masks.double(), torch.cat([whole[row, None], drawn]).cpu().double())
+            for row, found in zip(rows, scores, strict=True):
+                fit = self.fitted(present[row][: len(found)].double(), found.cpu().double())
                 made.append(Estimate(fit.coefficients, fit.errors, segments.sizes[row], {"r2": fit.r2}))
             return made
 
-        found = sampled(masking, self.tolerance, [self._block(count) for count in segments.counts], estimate)
-        return [replace(each, samples=each.samples + 1) for each in found]
+        return sampled(masking, self.tolerance, [self._block(count) for count in segments.counts], estimate, ends=1)
 
     def fitted(self, masks: Tensor, scores: Tensor) -> RidgeFit:
         """The linear models of `scores` `(S, T)` by which segments are there, `masks` `(S, P)`, both float64; sample 0
@@ -129,12 +124,12 @@ class Lime(SegmentMethod):
         return 2 << count.bit_length() if self.sampling == "paired" else 100
 
     def _masks(self, evidence: Evidence, row: int, count: int) -> Tensor:
-        """Truth values `(samples - 1, count)`: the masks of a picture; the n-th is the same however many there are."""
+        """Truth values `(samples, count)`: the masks of a picture; the n-th is the same however many there are."""
         import torch
 
-        masks: list[Tensor] = []
-        while (missing := self.samples - 1 - sum(map(len, masks))) > 0:
-            generator = evidence.generator(row, len(masks))
+        masks = [torch.ones(1, count, dtype=torch.bool)]
+        while (missing := self.samples - sum(map(len, masks))) > 0:
+            generator = evidence.generator(row, len(masks) - 1)
             if self.sampling == "paired":
                 drawn = balanced_masks(count, generator)
                 masks.append(torch.stack([drawn, ~drawn], dim=1).flatten(0, 1)[:missing])

@@ -60,17 +60,6 @@ class Masking:
             return [self.evidence.inputs.new_empty(0, len(self.evidence.everyone)) for _ in rows]
         return [*self.scores(pictures, torch.cat([*samples]).to(device)).split(counts)]
 
-    def evenly(self, level: float) -> Tensor:
-        """The scores `(B, T)` of the pictures seen everywhere (1), or nowhere (0): of passes like all others, so that
-        nothing but what is hidden tells a masked picture from them.
-        """
-        import torch
-
-        inputs = self.evidence.inputs
-        rows = torch.arange(len(inputs), device=inputs.device)
-        even = inputs.new_full((1, 1, *inputs.shape[2:]), level)
-        return replace(self, visible=lambda rows, _: even.expand(len(rows), -1, -1, -1)).scores(rows, rows)
-
     def scores(self, rows: Tensor, samples: Tensor) -> Tensor:
         """The scores `(N, T)` of pairs of picture and sample, both `(N,)`."""
         if self.reduced is None:

@@ -65,24 +65,28 @@ def sampled(
     tolerance: float,
     blocks: Sequence[int],
     estimate: Callable[[Sequence[int], Sequence[Tensor]], Sequence[Estimate]],
+    *,
     first: int = 1,
+    ends: int = 0,
 ) -> list[Estimate]:
     """The estimate of every picture of the batch.
 
     `estimate` takes pictures and the scores `(S_b, T)` of each, and must give each picture the same whatever others are
-    beside it. The samples of a picture are a multiple of its `blocks[b]`, or all that there are; it looks after the
-    `first` blocks, and then each round adds a quarter.
+    beside it. The samples of a picture are `ends` that are not random, and then a multiple of its `blocks[b]`, or all
+    that there are; it looks after the `first` blocks, and then each round adds a quarter.
     """
     import torch
 
     rows, done = [*range(len(masking.evidence.inputs))], first
-    begin = [min(first * block, count) for block, count in zip(blocks, masking.counts, strict=True)]
+    begin = [min(ends + first * block, count) for block, count in zip(blocks, masking.counts, strict=True)]
     masking, scores, agreement = masking.settled(
         [torch.arange(stop) for stop in begin], lambda row, scores: estimate([row], [scores])[0].values
     )
     found: dict[int, Estimate] = {}
     while rows:
-        stops = [min(done * blocks[row], masking.counts[row]) if tolerance else masking.counts[row] for row in rows]
+        stops = [masking.counts[row] for row in rows]
+        if tolerance:
+            stops = [min(ends + done * blocks[row], most) for row, most in zip(rows, stops, strict=True)]
         _extend(scores, masking, rows, stops)
         made = estimate(rows, [scores[row] for row in rows])
         found |= {row: replace(each, samples=stop) for row, each, stop in zip(rows, made, stops, strict=True)}

@@ -179,6 +179,14 @@ class SegmentMethod(Perturbation):
         return Segments.of(found, evidence.inputs.device, None)
 
 
+def with_ends(present: Tensor) -> Tensor:
+    """A table `(2 + S, P)` that begins with all segments hidden, and none."""
+    import torch
+
+    ends = torch.tensor([[False], [True]]).expand(2, present.shape[1])
+    return torch.cat([ends, present])
+
+
 def _described(estimate: Estimate, segments: Segments, row: int, rank: int) -> dict[str, list[Any]]:
     """What a manifest row says of each segment of a picture."""
     made: dict[str, list[Any]] = {} if segments.names is None else {"name": segments.names[row]}

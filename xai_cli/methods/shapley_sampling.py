@@ -22,14 +22,14 @@ Game Theory, 2010; reversed orders: Mitchell, Cooper, Frank, Holmes: Sampling Pe
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import permutations
 from math import factorial, inf
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from xai_cli.methods.contract import Evidence
 from xai_cli.methods.sampling import Estimate, Tolerance, sampled
-from xai_cli.methods.segmented import SegmentMethod, Segments
+from xai_cli.methods.segmented import SegmentMethod, Segments, with_ends
 from xai_cli.options import Option
 
 if TYPE_CHECKING:
@@ -59,18 +59,13 @@ class ShapleySampling(SegmentMethod):
     def estimates(self, evidence: Evidence, segments: Segments) -> list[Estimate]:
         ranks = [_ranks(evidence, row, count, self.permutations) for row, count in enumerate(segments.counts)]
         pairs = [2 * (count - 1) for count in segments.counts]
-        usual = 2 * self.permutations * max(1, self.segments - 1)
-        masking = self.hidden(evidence, segments, [_walked(each) for each in ranks], usual)
-        nothing, whole = masking.evenly(0.0), masking.evenly(1.0)
+        usual = 2 + 2 * self.permutations * max(1, self.segments - 1)
+        masking = self.hidden(evidence, segments, [with_ends(_walked(each)) for each in ranks], usual)
 
         def estimate(rows: Sequence[int], scores: Sequence[Tensor]) -> list[Estimate]:
-            return [
-                _estimate(ranks[row], each, nothing[row], whole[row], segments.sizes[row])
-                for row, each in zip(rows, scores, strict=True)
-            ]
+            return [_estimate(ranks[row], each, segments.sizes[row]) for row, each in zip(rows, scores, strict=True)]
 
-        found = sampled(masking, self.tolerance, pairs, estimate, first=_FIRST)
-        return [replace(each, samples=each.samples + 2) for each in found]
+        return sampled(masking, self.tolerance, pairs, estimate, first=_FIRST, ends=2)
 
 
 def _ranks(evidence: Evidence, row: int, segments: int, pairs: int) -> Tensor:
@@ -95,14 +90,14 @@ def _walked(ranks: Tensor) -> Tensor:
     return (ranks[:, :, None] < steps).flatten(end_dim=2)
 
 
-def _estimate(ranks: Tensor, scores: Tensor, nothing: Tensor, whole: Tensor, sizes: Tensor) -> Estimate:
-    """The mean of what each segment adds on the first walks, from the scores `(S, T)` there and `(T,)` at the ends."""
+def _estimate(ranks: Tensor, scores: Tensor, sizes: Tensor) -> Estimate:
+    """The mean of what each segment adds on the first walks, from the scores `(2 + S, T)` at both ends and there."""
     import torch
 
     steps, targets = ranks.shape[2] - 1, scores.shape[1]
-    first, middle, last = (each.cpu().double() for each in (nothing, scores, whole))
+    first, last, middle = scores.cpu().double().tensor_split([1, 2])
     # To one segment there is no step between, and so no number of walks to be told from the scores.
-    middle = middle.view(len(scores) // (2 * steps) if steps else len(ranks), 2, steps, targets)
+    middle = middle.view(len(middle) // (2 * steps) if steps else len(ranks), 2, steps, targets)
     begin, end = (each.expand(len(middle), 2, 1, targets) for each in (first, last))
     rises = torch.cat([begin, middle, end], dim=2).diff(dim=2)
     added = rises.gather(2, ranks[: len(rises), ..., None].expand_as(rises)).mean(dim=1)
