@@ -25,6 +25,7 @@ from xai_cli.images.decode import decode
 from xai_cli.images.geometry import Preprocessing
 from xai_cli.operators.folding import accelerated
 from xai_cli.operators.mode import OperatorMode
+from xai_cli.operators.one_picture import OnePicture
 from xai_cli.operators.plan import Plan, plan_of
 from xai_cli.operators.rules import Rules
 from xai_cli.operators.strided import StridedInputGradient
@@ -105,9 +106,10 @@ class Classifier:
 
     def eager_logits(self, inputs: Tensor) -> Tensor:
         """As `logits`, but never through the compiled model, whose inner layers cannot be looked at."""
-        # Only CPU kernels are slow on the way back to a picture.
-        faster = inputs.requires_grad and self.device.type == "cpu"
-        with StridedInputGradient() if faster else nullcontext():
+        # Only CPU kernels are slow on the way back to a picture, or wrong for a single one.
+        differentiated = inputs.requires_grad and self.device.type == "cpu"
+        single = OnePicture() if differentiated and len(inputs) == 1 else nullcontext()
+        with StridedInputGradient() if differentiated else nullcontext(), single:
             output = self.module(inputs.to(self.dtype))
         return self.checked(output, len(inputs))
 
