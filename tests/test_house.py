@@ -22,7 +22,7 @@ FLOORS = [
     ["__main__", "__init__"],
     ["cli"],
     ["engine"],
-    ["methods"],
+    ["methods", "merging"],
     ["classifiers"],
     ["operators"],
     ["scenes"],

@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ import pytest
 from helpers import run_xai
 from PIL import Image
 from safetensors.torch import save_file
+
+from xai_cli.scenes.domains import RECIPE
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -58,15 +61,27 @@ def workplace(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("block", PLAIN, ids=lambda block: block[0])
-def test_every_command_runs(block, workplace):
+def test_every_command_runs(block, workplace, monkeypatch):
     if any("squeezenet.safetensors" in command for command in block):
         import torchvision
 
         save_file(torchvision.models.squeezenet1_1().state_dict(), workplace / "squeezenet.safetensors")
+    # The demonstration takes a minute at its full size.
+    monkeypatch.setattr("xai_cli.scenes.domains.RECIPE", replace(RECIPE, pictures=40, epochs=1, batch_size=20))
+    monkeypatch.setattr("xai_cli.scenes.domains.EVALUATED", 10)
+    if any(" a.safetensors" in command for command in block):
+        import timm
+        import torch
+
+        for seed, name in enumerate("ab"):
+            torch.manual_seed(seed)
+            save_file(timm.create_model("mobilenetv3_small_050").state_dict(), workplace / f"{name}.safetensors")
     for command in block:
         here = command
         for name, stand_in in STAND_INS.items():
-            here = re.sub(rf"(--model|layers|check) {name}(?= |$)", rf"\1 {stand_in}", here)
+            here = re.sub(rf"(--model|layers|check|fisher) {name}(?= |$)", rf"\1 {stand_in}", here)
+        if here.startswith("xai merge-fisher"):  # the checkpoints have all the weights
+            here = here.replace(" --random-weights", "")
         answer = run_xai(*shlex.split(here)[1:])
         # --strict, which configs/audit.yaml asks for, may find a random net's map wanting.
         assert answer.code in ((0, 3) if "audit" in command else (0,)), answer.said

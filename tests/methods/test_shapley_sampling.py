@@ -8,7 +8,7 @@ from helpers import assert_close
 from nets import classifier_of, conv_net, linear_net, random_input
 
 from xai_cli import attribute
-from xai_cli.methods.contract import seed_of
+from xai_cli.images.sources import seed_of
 from xai_cli.methods.kernel_shap import KernelShap
 from xai_cli.methods.shapley_sampling import ShapleySampling
 from xai_cli.targets import Target

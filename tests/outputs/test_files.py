@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
+import subprocess
+import sys
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 
@@ -8,13 +12,25 @@ import numpy as np
 import pytest
 
 from xai_cli.outputs.files import (
+    alone_at,
     array_bytes,
     output_path,
     read_array,
     resolve_inside,
     temporary_path,
+    whole_file,
+    whole_folder,
     write_atomically,
 )
+
+_HOLDS = """
+import sys
+from pathlib import Path
+from xai_cli.outputs.files import alone_at
+with alone_at(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
 
 
 def test_a_file_is_written_with_its_folders_and_ordinary_permissions(tmp_path: Path) -> None:
@@ -67,6 +83,80 @@ def test_what_a_dead_process_left_is_taken_over(tmp_path: Path, leave: str) -> N
     assert path.read_bytes() == b"whole"
     assert {each.name for each in tmp_path.iterdir()} == {"cat.jpg.npy", "kept"}
     assert kept.read_bytes() == b"kept"
+
+
+def test_a_folder_takes_its_name_when_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "demo"
+    with pytest.raises(FileExistsError), whole_folder(path) as folder:
+        folder.mkdir()
+    assert list(path.parent.iterdir()) == []
+    (temporary_path(path) / "left").mkdir(parents=True)
+    with whole_folder(path) as folder:
+        (folder / "all").write_bytes(b"")
+        assert not path.exists()
+    assert [str(each.relative_to(tmp_path)) for each in tmp_path.rglob("*")] == ["new", "new/demo", "new/demo/all"]
+
+
+def test_a_folder_in_use_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo" / "mine").write_bytes(b"")
+    with pytest.raises(OSError, match=r"not empty.*/demo'"), whole_folder(tmp_path / "demo"):
+        pass
+    assert [str(each.relative_to(tmp_path)) for each in tmp_path.rglob("*")] == ["demo", "demo/mine"]
+
+
+def test_what_cannot_be_written_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "cat.npy"
+    with pytest.raises(OSError, match=r"No space left on device: '.*/cat\.npy'"), whole_file(path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(FileNotFoundError, match=r"'.*/cat\.npy'$"), whole_file(path):
+        temporary_path(path).unlink()
+    with pytest.raises(FileNotFoundError, match="'other'"), whole_file(path):
+        raise FileNotFoundError(errno.ENOENT, "not found", "other")  # what is read meanwhile keeps its name
+    with pytest.raises(OSError, match="in words"), whole_file(path):
+        raise OSError("in words")
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(OSError, match="/file'"), alone_at(tmp_path / "file" / "cat.npy"):
+        pass
+
+
+def test_one_process_at_a_time_writes_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "cat.npy"
+    with subprocess.Popen([sys.executable, "-c", _HOLDS, path], stdin=-1, stdout=-1) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(ValueError, match=r"another process is writing .*/cat\.npy; wait"), alone_at(path):
+            pass
+        with alone_at(path.with_name("dog.npy")):
+            pass
+        other.kill()
+    with alone_at(path):  # a dead process holds nothing
+        pass
+    assert list(path.parent.iterdir()) == []
+
+
+def test_a_lock_whose_name_has_gone_is_not_taken_for_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    locked: list[int] = []
+
+    def flock(descriptor: int, how: int) -> None:
+        if not locked:  # who held it before has just ended
+            next(tmp_path.iterdir()).unlink()
+        locked.append(os.fstat(descriptor).st_ino)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with alone_at(tmp_path / "cat.npy"):
+        assert len(locked) == 2
+        assert next(tmp_path.iterdir()).stat().st_ino == locked[1]
+
+
+def test_a_file_system_without_locks_is_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(descriptor: int, how: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with alone_at(tmp_path / "cat.npy"):
+        pass
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_symlink_is_replaced_and_its_target_kept(tmp_path: Path) -> None:

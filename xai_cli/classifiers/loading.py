@@ -68,7 +68,7 @@ def _finish(built: zoo.Built, options: ModelOptions) -> Classifier:
     if is_function:
         _check_function(options)
     if options.checkpoint is not None:
-        load_checkpoint(built.module, options.checkpoint)
+        load_checkpoint(built.module, options.checkpoint, ema=options.ema)
     if options.compile:  # it would tell of CUDA on a machine without a GPU
         logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     device, dtype = _device(options.device), getattr(torch, options.dtype)

@@ -22,6 +22,7 @@ class ModelOptions(Options):
                                  "file.py:callable, which builds a model, or takes (B, C, H, W) and gives scores.",
                                  complete=complete_model)] = DEFAULT_MODEL  # fmt: skip
     checkpoint: Annotated[Path | None, Option("Weights: .safetensors, or .pt/.pth of tensors only.")] = None
+    ema: Annotated[bool, Option("Averaged weights where the checkpoint holds both.", negative="no-ema")] = True
     num_classes: Annotated[int | None, Option("Classes of the model's head.", min=1)] = None
     labels: Annotated[Path | None, Option("Class names: one per line, or JSON.")] = None
     pretrained: Annotated[bool, Option("The library's own weights, or seeded random ones.",

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable
 from fnmatch import fnmatch
 from inspect import Parameter
+from pathlib import Path
 from typing import Annotated, Any, Literal, TextIO
 
 import typer
@@ -24,10 +25,15 @@ from xai_cli.classifiers.options import ModelOptions
 from xai_cli.cli.command import add_command
 from xai_cli.cli.completion import complete_method
 from xai_cli.cli.explain import explain
+from xai_cli.cli.fisher import FileOptions, combine_fishers, fisher
 from xai_cli.cli.look import CheckOptions, LayersOptions, check, layers
+from xai_cli.cli.merge_fisher import MergedFile, merge_fisher
 from xai_cli.cli.report import ShellOptions
 from xai_cli.cli.runs import errors, merge_manifests, verify
+from xai_cli.cli.scenes import finetune_scenes
 from xai_cli.engine.options import DrawingOptions, InputOptions, RunOptions
+from xai_cli.merging.merge_options import MergeOptions
+from xai_cli.merging.options import FisherOptions
 from xai_cli.methods import METHODS, summary
 from xai_cli.methods.contract import Method
 from xai_cli.sentences import reason
@@ -75,6 +81,8 @@ def main() -> None:
     except SystemExit as end:
         # Typer calls a reader that has gone a failure like any other.
         code = 141 if isinstance(end.__context__, BrokenPipeError) else end.code
+    except KeyboardInterrupt:  # before Typer listens
+        code = 130
     except OSError as error:
         code = _not_written(error)
     try:
@@ -206,9 +214,25 @@ def _add_look() -> None:
     )  # fmt: skip
 
 
+def _add_merging() -> None:
+    checkpoints = Annotated[list[Path] | None, typer.Argument(help="Checkpoints of one model, .safetensors or .pt.")]
+    add_command(
+        app, "fisher", fisher, (ModelOptions, FisherOptions, FileOptions), positional=("model",), sections={},
+        help=_help(fisher), panel="Merge",
+    )  # fmt: skip
+    app.command("combine-fishers", rich_help_panel="Merge", help=_help(combine_fishers))(combine_fishers)
+    add_command(
+        app, "merge-fisher", merge_fisher, (MergeOptions, FisherOptions, MergedFile, ModelOptions), sections={},
+        extra=(Parameter("checkpoints", Parameter.KEYWORD_ONLY, default=None, annotation=checkpoints),),
+        help=_help(merge_fisher), panel="Merge",
+    )  # fmt: skip
+    app.command("finetune-scenes", rich_help_panel="Merge", help=_help(finetune_scenes))(finetune_scenes)
+
+
 _add_explain()
 for _method in METHODS.values():
     _add_method(_method)
 for _command in (verify, errors, merge_manifests):
     app.command(_command.__name__.replace("_", "-"), rich_help_panel="After a run")(_command)
 _add_look()
+_add_merging()

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from xai_cli.classifiers.classifier import Classifier
 from xai_cli.classifiers.layers import captured
-from xai_cli.methods.contract import Attribution, Evidence, Method, Needs, seed_of
+from xai_cli.images.sources import seed_of
+from xai_cli.methods.contract import Attribution, Evidence, Method, Needs
 from xai_cli.targets import Target, parse_target
 
 

@@ -50,6 +50,12 @@ class ImageRef:
     stamp: tuple[int, int] | None = None
 
 
+def seed_of(key: str, seed: int = 0) -> int:
+    """The seed of a picture, 0 to 2^63 - 1, from its key and the seed of the run alone."""
+    salt = seed.to_bytes(8, "little")
+    return int.from_bytes(blake2b(os.fsencode(key), digest_size=8, salt=salt).digest(), "little") >> 1
+
+
 def stamped(image: ImageRef) -> ImageRef:
     """`image` with the stamp that its file, or the one that it links to, has now."""
     try:

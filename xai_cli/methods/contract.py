@@ -6,11 +6,9 @@ options, its docstring is the help, its module docstring gives the formula and t
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from xai_cli.options import Options
@@ -57,12 +55,6 @@ class Needs:
     def captured(self) -> tuple[str, ...]:
         """The names of all layers that are looked at."""
         return tuple(dict.fromkeys(self.layers + self.activations))
-
-
-def seed_of(key: str, seed: int = 0) -> int:
-    """The seed of a picture, 0 to 2^63 - 1, from its key and the seed of the run alone."""
-    salt = seed.to_bytes(8, "little")
-    return int.from_bytes(blake2b(os.fsencode(key), digest_size=8, salt=salt).digest(), "little") >> 1
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from io import BytesIO
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.lib import format as npy
@@ -21,22 +22,56 @@ LONGEST_NAME = 255
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that its name only ever holds a whole one; parents are made.
+    """Write a file so that its name only ever holds a whole one, as `whole_file` does it."""
+    with whole_file(path) as file:
+        file.write(data)
 
-    The bytes go to the hidden file `temporary_path` in the same folder, which then takes the name. A symlink of that
-    name is replaced, not followed. This is safe against a killed process, not against a power cut (no fsync).
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write, which takes the name `path` when all went well, and is gone when not; parents are made.
+
+    The bytes go to the hidden file `temporary_path` in the same folder. A symlink of that name is replaced, not
+    followed. This is safe against a killed process, not against a power cut (no fsync).
+
+    Raises OSError, with the name of `path`, if it cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with _taking_its_name(path) as temporary, temporary.open("xb") as file:
+        yield file
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """An empty folder to write into, which takes the name `path` as `whole_file` does; nothing but an empty folder is
+    replaced.
+    """
+    with _taking_its_name(path) as temporary:
+        temporary.mkdir()
+        yield temporary
+
+
+@contextmanager
+def _taking_its_name(path: Path) -> Iterator[Path]:
     temporary = temporary_path(path)
     try:
-        # A process killed in here leaves the file behind; the next attempt at the same result takes it away.
-        temporary.unlink(missing_ok=True)
-        with temporary.open("xb") as file:
-            file.write(data)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # A process killed in here leaves this behind; the next attempt at the same result takes it away.
+        _remove(temporary)
+        yield temporary
         os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):
+            _remove(temporary)
+        if isinstance(error, OSError) and error.errno and str(error.filename or temporary).startswith(str(temporary)):
+            raise OSError(error.errno, error.strerror, str(path)) from error  # a full disk names no file
         raise
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -49,6 +84,50 @@ def alone_in(folder: Path) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def alone_at(path: Path) -> Iterator[None]:
+    """Inside, no other process is inside for the same file or folder, if its file system knows locks; parents are made.
+
+    Held is a hidden file beside it, which is gone afterwards; so it is also known that something can be written there.
+
+    Raises:
+        ValueError: another process is inside.
+        OSError: nothing can be written beside `path`, which it names.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = temporary_path(path).with_suffix(".lock")
+    try:
+        descriptor = _locked(lock)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    if descriptor is None:
+        raise ValueError(f"another process is writing {path}; wait for it, or give another output")
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            lock.unlink()
+        os.close(descriptor)
+
+
+def _locked(lock: Path) -> int | None:
+    """A descriptor of the file, made if need be, that alone is locked; None if another one is."""
+    while True:
+        descriptor = os.open(lock, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        except OSError:
+            return descriptor  # the file system knows no locks
+        # Who held it before may have taken the name away between our opening and our locking.
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.stat(lock), os.fstat(descriptor)):
+                return descriptor
         os.close(descriptor)
 
 

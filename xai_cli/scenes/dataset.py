@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import get_context, resource_tracker
+from multiprocessing.pool import Pool
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,9 +25,19 @@ def draw_dataset(
     A share `decoys` of the pictures labelled with the planted class show the tag beside the object of another class.
     """
     draw = partial(_draw_picture, seed=seed, tag=tag, decoys=decoys)
-    with get_context("spawn").Pool(PROCESSES) as pool:
+    with _quiet_pool() as pool:
         pixels = np.stack(list(pool.imap(draw, range(count), chunksize=50)))
     return pixels, np.arange(count) % len(CLASSES)
+
+
+def _quiet_pool() -> Pool:
+    """Processes that never hear of Ctrl-C, even while they start; whoever waits for them ends them."""
+    resource_tracker.ensure_running()  # it would start with the pool, and let signals through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        return get_context("spawn").Pool(PROCESSES)  # a process has from its parent what is blocked
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def shrink(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:

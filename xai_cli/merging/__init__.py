@@ -1,0 +1,1 @@
+"""Fisher information of classifiers, and merges of their checkpoints by it."""
