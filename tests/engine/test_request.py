@@ -29,7 +29,8 @@ METHODS = [IntegratedGradients(steps=50, baseline="mean"), Saliency()]
 
 # Another value of every option that shapes the maps or their pictures, and of every one that does not.
 SHAPING: dict[str, Any] = {
-    "model": "timm/resnet18", "num_classes": 7, "in_chans": 1, "pretrained": False, "device": "cuda",
+    "model": "timm/resnet18", "ema": False, "num_classes": 7, "in_chans": 1, "pretrained": False,
+    "device": "cuda",
     "dtype": "float16", "fold": False, "compile": True, "input_size": (8, 8), "resize": 9, "crop_mode": "squash",
     "interpolation": "box",
     "mean": (0.0, 0.0, 0.5), "std": (1.0, 1.0, 0.5), "checkpoint": Path("weights.pt"), "labels": Path("labels.txt"),
